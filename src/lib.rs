@@ -1,0 +1,4 @@
+//! Pod Identity for any Kubernetes.
+pub mod emulator;
+#[cfg(target_os = "linux")]
+pub mod net;
