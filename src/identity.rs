@@ -1,0 +1,2 @@
+//! Caller -> AttestedPod, or a refusal.
+pub mod pods;

@@ -1,0 +1,74 @@
+//! May this namespace have this role? `--allow-role NAMESPACE_GLOB=ARN_GLOB`.
+
+/// The operator's list. Empty allows everything: with web identity the role's own trust policy is the boundary.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy(Vec<(String, String)>);
+
+impl Policy {
+    /// Takes `NAMESPACE_GLOB=ARN_GLOB` entries; `*` stands for any run of characters.
+    ///
+    /// # Errors
+    /// The entry that is not of that form.
+    pub fn parse(entries: &[String]) -> Result<Self, String> {
+        let parse = |entry: &String| {
+            let (namespace, role) = entry
+                .split_once('=')
+                .filter(|(namespace, role)| !namespace.is_empty() && !role.is_empty())?;
+            Some((namespace.to_owned(), role.to_owned()))
+        };
+        let parsed = entries
+            .iter()
+            .map(|entry| parse(entry).ok_or_else(|| format!("{entry:?} is not NAMESPACE_GLOB=ARN_GLOB")));
+        parsed.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Is there an entry for this namespace and role?
+    pub fn allows(&self, namespace: &str, role: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|(n, r)| glob(n, namespace) && glob(r, role))
+    }
+}
+
+/// `*` matches any run of characters; everything else itself. The whole text must match.
+fn glob(pattern: &str, text: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(head) else { return false };
+    let Some((middle, tail)) = rest.rsplit_once('*') else { return text.ends_with(rest) };
+    for piece in middle.split('*') {
+        match text.find(piece) {
+            Some(at) => text = &text[at + piece.len()..],
+            None => return false,
+        }
+    }
+    text.ends_with(tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_glob_matches_the_whole_text_or_nothing() {
+        for (pattern, text, expected) in [
+            ("team-a", "team-a", true),
+            ("team-a", "team-ab", false),
+            ("team-*", "team-a", true),
+            ("*", "", true),
+            ("arn:*:role/a-*", "arn:aws:iam::1:role/a-b", true),
+            ("arn:*:role/a-*", "arn:aws:iam::1:role/b", false),
+            ("*a*a", "a", false),
+            ("*a*b*", "xxaxxbxx", true),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(glob(pattern, text), expected, "{pattern} on {text}");
+        }
+    }
+
+    #[test]
+    fn an_entry_for_one_namespace_gives_nothing_to_another() {
+        let policy = Policy::parse(&["team-a=arn:aws:iam::1:role/a-*".into()]).unwrap();
+        assert!(policy.allows("team-a", "arn:aws:iam::1:role/a-x"));
+        assert!(!policy.allows("team-b", "arn:aws:iam::1:role/a-x"));
+        assert!(!policy.allows("team-a", "arn:aws:iam::1:role/b"));
+        assert!(Policy::parse(&["team-a".into()]).is_err());
+    }
+}

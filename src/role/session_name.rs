@@ -1,0 +1,95 @@
+//! Session names: what CloudTrail shows as the caller, the same on every node and after every renewal.
+
+use std::sync::Arc;
+
+use ring::digest;
+
+use crate::identity::pods::ServiceAccountName;
+
+/// STS's limit on `RoleSessionName`.
+const MAX: usize = 64;
+/// Hex digits of the hash that stands for what was cut off.
+const HASH_DIGITS: usize = 8;
+
+/// A name that STS accepts: 2 to 64 characters of `[\w+=,.@-]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionName(Arc<str>);
+
+impl SessionName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A session name's template with the agent's own values filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    text: Arc<str>,
+    node: Arc<str>,
+    cluster: Arc<str>,
+}
+
+impl Template {
+    /// A template over `{namespace}`, `{service-account}`, `{pod}`, `{node}` and `{cluster}`.
+    ///
+    /// # Errors
+    /// What is wrong with it, as a phrase: an unknown placeholder, or nothing at all.
+    pub fn parse(text: &str, node: &str, cluster: &str) -> Result<Self, String> {
+        let mut rest = text;
+        while let Some(start) = rest.find('{') {
+            let end = rest[start..].find('}').ok_or("a placeholder is not closed")? + start;
+            let name = &rest[start + 1..end];
+            if !["namespace", "service-account", "pod", "node", "cluster"].contains(&name) {
+                return Err(format!(
+                    "{{{name}}} is not one of {{namespace}} {{service-account}} {{pod}} {{node}} {{cluster}}"
+                ));
+            }
+            if name == "cluster" && cluster.is_empty() {
+                return Err("{cluster} needs --cluster-name".into());
+            }
+            rest = &rest[end + 1..];
+        }
+        if text.is_empty() {
+            return Err("it is empty".into());
+        }
+        Ok(Self { text: text.into(), node: node.into(), cluster: cluster.into() })
+    }
+
+    /// The same node and cluster under an annotation's text.
+    ///
+    /// # Errors
+    /// As [`Template::parse`].
+    pub fn with_text(&self, text: &str) -> Result<Self, String> {
+        Self::parse(text, &self.node, &self.cluster)
+    }
+
+    /// Is there a session per pod?
+    pub fn names_the_pod(&self) -> bool {
+        self.text.contains("{pod}")
+    }
+
+    /// The name for `account`; `pod` fills `{pod}`.
+    pub fn render(&self, account: &ServiceAccountName, pod: Option<&str>) -> SessionName {
+        let full = self
+            .text
+            .replace("{namespace}", &account.namespace)
+            .replace("{service-account}", &account.name)
+            .replace("{pod}", pod.unwrap_or_default())
+            .replace("{node}", &self.node)
+            .replace("{cluster}", &self.cluster);
+        let clean: String = full
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || "_+=,.@-".contains(c) { c } else { '-' })
+            .collect();
+        if (2..=MAX).contains(&clean.len()) {
+            return SessionName(clean.into());
+        }
+        // Two long names that begin alike stay two names, and each stays the same everywhere.
+        let hash = digest::digest(&digest::SHA256, full.as_bytes());
+        let hash: String =
+            hash.as_ref().iter().take(HASH_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
+        let kept: String = clean.chars().take(MAX - 1 - HASH_DIGITS).collect();
+        SessionName(format!("{kept}-{hash}").into())
+    }
+}

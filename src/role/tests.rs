@@ -1,0 +1,192 @@
+//! Annotations in, plan or refusal out.
+
+use super::*;
+
+const ROLE: &str = "arn:aws:iam::123456789012:role/demo";
+
+fn account() -> ServiceAccountName {
+    ServiceAccountName { namespace: "shop".into(), name: "web".into() }
+}
+
+fn defaults() -> Defaults {
+    Defaults {
+        audience: "sts.amazonaws.com".into(),
+        allowed_audiences: vec!["sts.amazonaws.com".into()],
+        session_duration: Duration::from_secs(3600),
+        session_name: Template::parse("{namespace}.{service-account}", "node-1", "").unwrap(),
+        policy: Policy::default(),
+    }
+}
+
+fn plan(annotations: &[(&str, &str)]) -> Result<RolePlan, Error> {
+    let annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    RolePlan::from_annotations(&account(), "uid-1", &annotations, &defaults())
+}
+
+fn code(annotations: &[(&str, &str)]) -> &'static str {
+    plan(annotations).unwrap_err().code()
+}
+
+#[test]
+fn the_role_alone_is_a_whole_plan() {
+    let plan = plan(&[(ROLE_ARN, ROLE)]).unwrap();
+    assert_eq!(plan.role.as_str(), ROLE);
+    assert_eq!(&*plan.audience, "sts.amazonaws.com");
+    assert_eq!(plan.session_name.as_str(), "shop.web");
+    assert_eq!(plan.session_duration, Duration::from_secs(3600));
+    assert_eq!(plan.token_life, Duration::from_secs(3600));
+    assert!(!plan.global_endpoint);
+}
+
+#[test]
+fn our_annotation_wins_over_irsas() {
+    let plan = plan(&[(EKS_ROLE_ARN, "arn:aws:iam::123456789012:role/irsa"), (ROLE_ARN, ROLE)]).unwrap();
+    assert_eq!(plan.role.as_str(), ROLE);
+}
+
+#[test]
+fn no_annotation_is_no_role() {
+    assert_eq!(code(&[]), "NoRole");
+    assert_eq!(code(&[("app", "web")]), "NoRole");
+}
+
+#[test]
+fn a_malformed_arn_is_named_with_its_value() {
+    for value in [
+        "",
+        "demo",
+        "arn:aws:iam::12:role/demo",
+        "arn:aws:s3:::bucket/role/demo",
+        "arn:aws:iam::123456789012:user/demo",
+    ] {
+        let err = plan(&[(ROLE_ARN, value)]).unwrap_err();
+        assert_eq!(err.code(), "InvalidRole");
+        assert!(
+            err.to_string().contains("shop/web") && err.to_string().contains(&format!("{value:?}")),
+            "{err}"
+        );
+    }
+}
+
+#[test]
+fn role_arns_of_every_sts_pass() {
+    for value in [
+        "arn:aws-cn:iam::123456789012:role/demo",
+        "arn:aws-us-gov:iam::123456789012:role/path/demo",
+        "arn:minio:iam:::role/dummy-internal",
+        "arn:aws:iam:::role/ceph",
+    ] {
+        assert_eq!(plan(&[(ROLE_ARN, value)]).unwrap().role.as_str(), value);
+    }
+    assert_eq!(RoleArn::parse("arn:aws:iam:::role/ceph").unwrap().account(), None);
+    assert_eq!(RoleArn::parse(ROLE).unwrap().account(), Some("123456789012"));
+}
+
+#[test]
+fn what_is_not_understood_grants_nothing() {
+    for name in [
+        "rolecall.dev/external-id",
+        "rolecall.dev/assume-role-arn",
+        "rolecall.dev/role-arn.two",
+        "rolecall.dev/next-year",
+    ] {
+        assert_eq!(code(&[(ROLE_ARN, ROLE), (name, "x")]), "InvalidPlan", "{name}");
+    }
+}
+
+#[test]
+fn settings_out_of_bounds_are_refused() {
+    for (name, value) in [
+        (EKS_AUDIENCE, "https://kubernetes.default.svc"),
+        (EKS_TOKEN_EXPIRATION, "599"),
+        (EKS_TOKEN_EXPIRATION, "1h"),
+        (SESSION_DURATION, "3600"),
+        (SESSION_DURATION, "13h"),
+        (SESSION_NAME, "{who}"),
+        (SESSION_NAME, "{cluster}"),
+        (EKS_REGIONAL, "yes"),
+        (NOT_BEFORE, "yesterday"),
+        (POLICY_ARNS, "ReadOnlyAccess"),
+    ] {
+        assert_eq!(code(&[(ROLE_ARN, ROLE), (name, value)]), "InvalidPlan", "{name}={value}");
+    }
+}
+
+#[test]
+fn irsas_day_long_token_is_cut_to_an_hour() {
+    assert_eq!(
+        plan(&[(ROLE_ARN, ROLE), (EKS_TOKEN_EXPIRATION, "86400")]).unwrap().token_life,
+        Duration::from_secs(3600)
+    );
+    assert_eq!(
+        plan(&[(ROLE_ARN, ROLE), (EKS_TOKEN_EXPIRATION, "900")]).unwrap().token_life,
+        Duration::from_secs(900)
+    );
+}
+
+#[test]
+fn every_setting_that_sts_sees_makes_another_key() {
+    let base = plan(&[(ROLE_ARN, ROLE)]).unwrap().key();
+    for (name, value) in [
+        (SESSION_NAME, "other"),
+        (SESSION_DURATION, "2h"),
+        (POLICY_ARNS, "arn:aws:iam::aws:policy/ReadOnlyAccess"),
+        (EKS_TOKEN_EXPIRATION, "900"),
+        (EKS_REGIONAL, "false"),
+    ] {
+        assert_ne!(plan(&[(ROLE_ARN, ROLE), (name, value)]).unwrap().key(), base, "{name}");
+    }
+    let annotations = BTreeMap::from([(ROLE_ARN.to_owned(), ROLE.to_owned())]);
+    let reborn = RolePlan::from_annotations(&account(), "uid-2", &annotations, &defaults()).unwrap();
+    assert_ne!(reborn.key(), base, "a ServiceAccount made again under its old name");
+    assert_eq!(plan(&[(ROLE_ARN, ROLE), (NOT_BEFORE, "2026-11-22T05:00:00Z")]).unwrap().key(), base);
+}
+
+#[test]
+fn not_before_revokes_once_its_moment_has_come() {
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    let plan = plan(&[(ROLE_ARN, ROLE), (NOT_BEFORE, "2026-11-22T05:00:00Z")]).unwrap();
+    assert!(plan.revokes(at("2026-11-22T04:59:59Z"), at("2026-11-22T05:00:01Z")));
+    assert!(!plan.revokes(at("2026-11-22T05:00:00Z"), at("2026-11-22T05:00:01Z")));
+    assert!(
+        !plan.revokes(at("2026-11-22T04:00:00Z"), at("2026-11-22T04:59:00Z")),
+        "its moment is yet to come"
+    );
+}
+
+#[test]
+fn a_session_named_for_its_pod_is_the_pods_own() {
+    let plan = Arc::new(plan(&[(ROLE_ARN, ROLE), (SESSION_NAME, "{namespace}.{pod}")]).unwrap());
+    let pod = |name: &str, uid: &str| Pod {
+        uid: PodUid::new(uid),
+        name: name.into(),
+        service_account: account(),
+        addresses: vec![],
+        host_network: false,
+        finished: false,
+        terminating: false,
+        asks: true,
+    };
+    let (a, b) = (plan.for_pod(&pod("a", "1")), plan.for_pod(&pod("b", "2")));
+    assert_eq!(a.session_name.as_str(), "shop.a");
+    assert_eq!(a.pod, Some(PodUid::new("1")));
+    assert_ne!(a.key(), b.key());
+}
+
+#[test]
+fn long_names_are_cut_without_becoming_one() {
+    let template = Template::parse("{namespace}.{service-account}", "n", "").unwrap();
+    let long = |last: &str| ServiceAccountName {
+        namespace: "n".repeat(63).into(),
+        name: format!("account-{last}").into(),
+    };
+    let (a, b) = (template.render(&long("a"), None), template.render(&long("b"), None));
+    assert_eq!(a.as_str().len(), 64);
+    assert_ne!(a, b);
+    assert_eq!(a, template.render(&long("a"), None));
+    assert_eq!(
+        Template::parse("x", "n", "").unwrap().render(&account(), None).as_str().len(),
+        10,
+        "STS wants at least two"
+    );
+}
