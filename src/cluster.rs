@@ -37,3 +37,14 @@ pub trait Cluster: Send + Sync + 'static {
         life: Duration,
     ) -> BoxFuture<'a, Result<BoundToken, Error>>;
 }
+
+impl Error {
+    /// The label of `rolecall_token_requests_total{result}`.
+    pub fn result(&self) -> &'static str {
+        match self {
+            Self::Away(_) => "away",
+            Self::PodGone(_) => "pod_gone",
+            Self::Refused(_) => "refused",
+        }
+    }
+}

@@ -1,2 +1,213 @@
-//! Caller -> AttestedPod, or a refusal.
+//! Caller -> [`AttestedPod`], or a refusal with its reason. Any doubt is a refusal.
+//!
+//! `--identity=ip`: the source address, against the kube API's podIPs. The address is the caller's claim; what
+//! stands behind it is the node's datapath (a routed veth answers only to its own address) and the kube API.
+//! What this cannot see is listed in the README and warned of at start. The seam for the kernel's own evidence is
+//! [`evidence`]: it fills a [`Caller`] before a byte is parsed.
+
+pub mod confirm;
+pub mod evidence;
 pub mod pods;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use self::confirm::Confirmations;
+pub use self::evidence::Caller;
+use self::pods::{Pod, PodUid, Pods};
+use crate::cluster::Cluster;
+
+/// Why a caller is not known to be a pod of this node.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// The source is the node itself: a hostNetwork pod or a host process.
+    #[error("{address} is this node's own address: host processes and hostNetwork pods are not answered by address")]
+    Host {
+        /// The source address.
+        address: IpAddr,
+    },
+    /// Two live pods claim the address; an answer could hand one pod the other's role.
+    #[error("{count} live pods claim {address}")]
+    Ambiguous {
+        /// The source address.
+        address: IpAddr,
+        /// How many.
+        count: usize,
+    },
+    /// The connection was opened by a pod that has gone, or that has another address now.
+    #[error("the pod that opened this connection no longer has {address}; connect again")]
+    Gone {
+        /// The source address.
+        address: IpAddr,
+    },
+    /// No live pod shows the address yet. Pods ask before the API server knows their address.
+    #[error("no live pod of this node shows {address} yet")]
+    NotKnownYet {
+        /// The source address.
+        address: IpAddr,
+    },
+    /// The only pod with this address is being deleted; its address may belong to the next one already.
+    #[error("the only pod that shows {address} is being deleted")]
+    Terminating {
+        /// The source address.
+        address: IpAddr,
+    },
+    /// The first list of this node's pods has not arrived.
+    #[error("the kube API has not listed this node's pods yet")]
+    NotSynced,
+    /// The address could not be confirmed with the kube API.
+    #[error("{address} could not be confirmed: {why}")]
+    Unconfirmed {
+        /// The source address.
+        address: IpAddr,
+        /// What the kube API said.
+        why: String,
+    },
+}
+
+impl Error {
+    /// The fixed word of DESIGN.md's table.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Host { .. } | Self::Gone { .. } => "CallerNotIdentified",
+            Self::Ambiguous { .. } => "CallerAmbiguous",
+            Self::NotKnownYet { .. } | Self::Terminating { .. } => "PodNotKnownYet",
+            Self::NotSynced | Self::Unconfirmed { .. } => "KubeUnavailable",
+        }
+    }
+}
+
+/// A pod that is proved to be the caller. Only this module can make one.
+#[derive(Clone, Debug)]
+pub struct AttestedPod {
+    pod: Arc<Pod>,
+}
+
+impl AttestedPod {
+    /// The pod object, as the kube API shows it.
+    pub fn pod(&self) -> &Arc<Pod> {
+        &self.pod
+    }
+}
+
+/// What the claims to an address amount to.
+#[derive(Debug, PartialEq, Eq)]
+enum Claim {
+    /// Exactly one live pod, not being deleted.
+    One(Arc<Pod>),
+    Many(usize),
+    /// Only pods that are being deleted.
+    Terminating,
+    HostNetwork,
+    Nobody,
+}
+
+/// Judges the pods that show one address. Finished pods keep theirs, so they have no voice; a pod that is being
+/// deleted has none beside one that is not. Phase is no filter: init containers ask while it is Pending.
+fn judge<'a>(claimants: impl Iterator<Item = &'a Arc<Pod>>) -> Claim {
+    let (mut live, mut terminating, mut host) = (Vec::new(), 0, false);
+    for pod in claimants.filter(|pod| pod.live()) {
+        if pod.host_network {
+            host = true;
+        } else if pod.terminating {
+            terminating += 1;
+        } else {
+            live.push(pod);
+        }
+    }
+    match live.as_slice() {
+        // The node's own address is never also a pod's; if it seems so, nobody can be told apart.
+        [_, ..] if host => Claim::Many(live.len() + 1),
+        [pod] => Claim::One(Arc::clone(pod)),
+        [_, ..] => Claim::Many(live.len()),
+        [] if host => Claim::HostNetwork,
+        [] if terminating > 0 => Claim::Terminating,
+        [] => Claim::Nobody,
+    }
+}
+
+/// Tells who is calling.
+pub struct Identity {
+    pods: Arc<Pods>,
+    confirmations: Confirmations,
+}
+
+impl Identity {
+    /// Identity by address: `pods` is what the watch shows, `cluster` confirms it.
+    pub fn by_address(pods: Arc<Pods>, cluster: Arc<dyn Cluster>) -> Self {
+        Self { pods, confirmations: Confirmations::start(cluster) }
+    }
+
+    /// The pod behind `caller`. The first request of a connection settles which pod it is; later ones check that
+    /// it is still that pod's.
+    ///
+    /// # Errors
+    /// [`Error`]: any doubt. Nothing of a failure is remembered.
+    pub async fn attest(&self, caller: &Caller, deadline: Instant) -> Result<AttestedPod, Error> {
+        if let Some(uid) = caller.pod() {
+            return self.still(caller.address(), uid);
+        }
+        let pod = self.settle(caller, deadline).await?;
+        caller.settle(pod.uid.clone());
+        Ok(AttestedPod { pod })
+    }
+
+    /// The pod's object must be there, must still show the address, and nobody else may show it who could be the
+    /// next owner. A terminating pod keeps its open connections: shutdown hooks need credentials too.
+    fn still(&self, address: IpAddr, uid: &PodUid) -> Result<AttestedPod, Error> {
+        let (mine, others) = self.pods.claim(address, uid);
+        match mine {
+            Some(pod) if pod.live() && others == 0 => Ok(AttestedPod { pod }),
+            Some(pod) if pod.live() => Err(Error::Ambiguous { address, count: others + 1 }),
+            _ => Err(Error::Gone { address }),
+        }
+    }
+
+    async fn settle(&self, caller: &Caller, deadline: Instant) -> Result<Arc<Pod>, Error> {
+        let address = caller.address();
+        let mut changes = self.pods.changes();
+        loop {
+            changes.mark_unchanged();
+            let refusal = match judge(self.pods.claimants(address).iter()) {
+                Claim::One(pod) if self.confirmations.holds(address, &pod.uid) => return Ok(pod),
+                Claim::One(pod) => {
+                    // The watch may be behind: what etcd has now decides, in a list begun after this connection.
+                    let listed = self.confirmations.list_since(caller.accepted(), deadline).await.map_err(|source| {
+                        Error::Unconfirmed { address, why: source.to_string() }
+                    })?;
+                    match judge(listed.iter().filter(|pod| pod.addresses.contains(&address))) {
+                        Claim::One(now) if now.uid == pod.uid => {
+                            self.confirmations.confirm(address, pod.uid.clone());
+                            continue;
+                        }
+                        Claim::Many(count) => return Err(Error::Ambiguous { address, count }),
+                        // The list knows more than the watch: the watch will catch up, and wake us.
+                        _ => Error::NotKnownYet { address },
+                    }
+                }
+                Claim::Many(count) => return Err(Error::Ambiguous { address, count }),
+                Claim::HostNetwork => return Err(Error::Host { address }),
+                Claim::Nobody if caller.is_host() => return Err(Error::Host { address }),
+                Claim::Nobody if !self.pods.synced() => Error::NotSynced,
+                Claim::Terminating => Error::Terminating { address },
+                Claim::Nobody => Error::NotKnownYet { address },
+            };
+            wake(&mut changes, deadline).await.map_err(|()| refusal)?;
+        }
+    }
+}
+
+/// Waits for the next change, or says that the time is up.
+async fn wake(changes: &mut watch::Receiver<u64>, deadline: Instant) -> Result<(), ()> {
+    match timeout_at(deadline, changes.changed()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "identity/tests.rs"]
+mod tests;

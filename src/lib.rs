@@ -1,11 +1,21 @@
 //! Pod Identity for any Kubernetes.
+pub mod broker;
+pub mod cache;
 pub mod cluster;
 pub mod credentials;
 pub mod emulator;
+pub mod exchange;
 pub mod identity;
+pub mod metrics;
 #[cfg(target_os = "linux")]
 pub mod net;
 pub mod policy;
 pub mod role;
+pub mod server;
 pub mod service_accounts;
+pub mod shutdown;
+pub mod sts;
+pub mod telemetry;
+pub mod time;
 pub mod token;
+pub mod warm;

@@ -150,6 +150,14 @@ impl Pods {
         self.by_address.get(&address).map(|entry| entry.clone()).unwrap_or_default()
     }
 
+    /// What `uid` has under `address` now, and how many other live pods claim it that are not being deleted.
+    pub fn claim(&self, address: IpAddr, uid: &PodUid) -> (Option<Arc<Pod>>, usize) {
+        let Some(claimants) = self.by_address.get(&address) else { return (None, 0) };
+        let mine = claimants.iter().find(|pod| pod.uid == *uid).map(Arc::clone);
+        let others = claimants.iter().filter(|pod| pod.uid != *uid && pod.live() && !pod.terminating).count();
+        (mine, others)
+    }
+
     /// All pods, in no order.
     pub fn all(&self) -> Vec<Arc<Pod>> {
         self.by_uid.iter().map(|entry| Arc::clone(&entry)).collect()

@@ -1,0 +1,109 @@
+//! THE STORY: one function, from caller to credentials.
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::cache::{Cache, Lookup, Served};
+use crate::identity::pods::Pod;
+use crate::identity::{AttestedPod, Caller, Identity};
+use crate::metrics::Metrics;
+use crate::role::RolePlan;
+use crate::service_accounts::ServiceAccounts;
+use crate::{exchange, identity, role};
+
+/// Why a caller gets no credentials: the step that refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Who is calling is not known.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// The ServiceAccount's watch has not spoken yet.
+    #[error("the kube API has not shown ServiceAccount {0} yet")]
+    NotWatchedYet(String),
+    /// The ServiceAccount has no usable role.
+    #[error(transparent)]
+    Role(#[from] role::Error),
+    /// The flight brought nothing.
+    #[error(transparent)]
+    Exchange(#[from] exchange::Error),
+}
+
+impl Error {
+    /// The fixed word of DESIGN.md's table: metric label, log field and response code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Identity(err) => err.code(),
+            Self::NotWatchedYet(_) => "KubeUnavailable",
+            Self::Role(err) => err.code(),
+            Self::Exchange(err) => err.code(),
+        }
+    }
+}
+
+/// What became known on the way, for the access line: also when the answer is a refusal.
+#[derive(Debug, Default)]
+pub struct Trail {
+    /// The caller.
+    pub pod: Option<Arc<Pod>>,
+    /// Its plan.
+    pub plan: Option<Arc<RolePlan>>,
+    /// How the cache answered.
+    pub lookup: Option<Lookup>,
+}
+
+/// From caller to credentials. It holds the parts; `app` builds them.
+pub struct Broker {
+    identity: Identity,
+    accounts: Arc<ServiceAccounts>,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+}
+
+impl Broker {
+    /// A broker over its parts.
+    pub fn new(identity: Identity, accounts: Arc<ServiceAccounts>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
+        Self { identity, accounts, cache, metrics }
+    }
+
+    /// Credentials for `caller`: the evidence about a connection, taken when it was accepted.
+    ///
+    /// `deadline` covers every wait on the path; a cached answer waits for nothing.
+    ///
+    /// # Errors
+    /// Fails closed: any doubt about the caller is [`Error::Identity`].
+    pub async fn credentials(
+        &self,
+        caller: &Caller,
+        deadline: Instant,
+        trail: &mut Trail,
+    ) -> Result<Arc<Served>, Error> {
+        let attested = self.identity.attest(caller, deadline).await;
+        self.metrics.attested(attested.as_ref().map_or_else(identity::Error::code, |_| "ok"));
+        let pod = attested?;
+        trail.pod = Some(Arc::clone(pod.pod()));
+        let plan = self.plan(&pod, deadline).await?;
+        trail.plan = Some(Arc::clone(&plan));
+        let (lookup, answer) = self.cache.fresh_or_fetch(&plan, deadline).await;
+        self.metrics.looked_up(lookup);
+        trail.lookup = Some(lookup);
+        Ok(answer?)
+    }
+
+    /// What the pod's ServiceAccount asks for, as its watch last showed it; a new one's watch may yet have to speak.
+    async fn plan(&self, pod: &AttestedPod, deadline: Instant) -> Result<Arc<RolePlan>, Error> {
+        let account = &pod.pod().service_account;
+        if let Some(plan) = self.accounts.plan(account) {
+            return Ok(plan?.for_pod(pod.pod()));
+        }
+        let mut changes = self.accounts.changes();
+        loop {
+            if let Some(plan) = self.accounts.plan(account) {
+                return Ok(plan?.for_pod(pod.pod()));
+            }
+            if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+                return Err(Error::NotWatchedYet(account.to_string()));
+            }
+        }
+    }
+}

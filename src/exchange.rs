@@ -1,0 +1,155 @@
+//! RolePlan -> credentials: a token of one of the plan's live pods, shown to STS. One flight, from end to end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::cluster::{self, Cluster};
+use crate::credentials::Credentials;
+use crate::identity::pods::{Pod, Pods};
+use crate::metrics::Metrics;
+use crate::role::RolePlan;
+use crate::sts::{self, Sts};
+use crate::time;
+use crate::token::BoundToken;
+
+/// While the API server is away, the last token is shown again if it outlives the call.
+const TOKEN_LEFT: Duration = Duration::from_secs(30);
+
+/// Why a flight brought nothing.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The flight is still under way when the caller's deadline passes.
+    #[error("STS has not answered yet; ask again")]
+    NoAnswerYet,
+    /// No pod of the plan is left on this node to bind a token to.
+    #[error("no live pod of ServiceAccount {0} is on this node")]
+    NoPod(String),
+    /// No token from the kube API.
+    #[error("no token for ServiceAccount {account}: {source}")]
+    Token {
+        /// Whose token it would have been.
+        account: String,
+        /// What the kube API said.
+        source: cluster::Error,
+    },
+    /// No credentials from STS.
+    #[error(transparent)]
+    Sts(#[from] sts::Error),
+}
+
+impl Error {
+    /// The fixed word of DESIGN.md's table.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoAnswerYet => "StsUnavailable",
+            Self::NoPod(_) => "PodNotKnownYet",
+            Self::Token { .. } => "KubeUnavailable",
+            Self::Sts(err) => err.code(),
+        }
+    }
+
+    /// Will STS say the same until somebody changes something? Then the answer is remembered.
+    pub fn refused(&self) -> bool {
+        matches!(self, Self::Sts(sts::Error::Denied { .. }))
+    }
+}
+
+/// What a flight brought, and when it was asked for: lifetimes count from there.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The keys.
+    pub credentials: Credentials,
+    /// Just before STS was asked.
+    pub asked: Instant,
+    /// The same moment on this node's wall clock.
+    pub asked_wall: Timestamp,
+}
+
+/// The two outside doors, and the pods to go through the first one with.
+pub struct Exchange {
+    pods: Arc<Pods>,
+    cluster: Arc<dyn Cluster>,
+    sts: Arc<dyn Sts>,
+    metrics: Arc<Metrics>,
+}
+
+impl Exchange {
+    /// Exchanges tokens from `cluster`, bound to pods in `pods`, with `sts`.
+    pub fn new(pods: Arc<Pods>, cluster: Arc<dyn Cluster>, sts: Arc<dyn Sts>, metrics: Arc<Metrics>) -> Self {
+        Self { pods, cluster, sts, metrics }
+    }
+
+    /// Credentials for `plan`. `last` keeps the token for as long as it may be needed again.
+    ///
+    /// # Errors
+    /// [`Error`]: each step's own.
+    pub async fn credentials(&self, plan: &RolePlan, last: &mut Option<BoundToken>) -> Result<Fetched, Error> {
+        match self.token(plan).await {
+            Ok(token) => *last = Some(token),
+            // Known pods outlast an API server that is away for as long as the last token lives.
+            Err(Error::Token { source: cluster::Error::Away(why), account }) => {
+                if !last.as_ref().is_some_and(|token| token.remaining() > TOKEN_LEFT) {
+                    *last = None;
+                    return Err(Error::Token { account, source: cluster::Error::Away(why) });
+                }
+                tracing::warn!(service_account = account, error = why, "the last token is used again");
+            }
+            Err(err) => {
+                *last = None;
+                return Err(err);
+            }
+        }
+        let token = last.as_ref().expect("every other arm above has returned");
+        let (asked, asked_wall) = (Instant::now(), time::now());
+        let answer = self.sts.assume_role_with_web_identity(plan, token).await;
+        self.metrics.sts_call(asked.elapsed(), answer.as_ref().map_or_else(sts::Error::code, |_| "ok"));
+        let credentials = answer?;
+        if let Some(percent) = credentials.packed_policy_percent {
+            self.metrics.sts_packed_policy_percent.set(percent.into());
+        }
+        tracing::info!(
+            service_account = %plan.account, role.arn = %plan.role, access_key_id = credentials.access_key_id,
+            expires = %credentials.expiration, sts.request_id = credentials.request_id, "new credentials",
+        );
+        Ok(Fetched { credentials, asked, asked_wall })
+    }
+
+    /// A token bound to one of the plan's pods; if that pod has gone meanwhile, to another.
+    async fn token(&self, plan: &RolePlan) -> Result<BoundToken, Error> {
+        let mut result = Err(Error::NoPod(plan.account.to_string()));
+        for pod in self.candidates(plan) {
+            let asked = self.cluster.request_token(&pod, &plan.audience, plan.token_life).await;
+            self.metrics.token_request(asked.as_ref().map_or_else(cluster::Error::result, |_| "ok"));
+            match asked {
+                Ok(token) => return Ok(token),
+                Err(source) => {
+                    let gone = matches!(source, cluster::Error::PodGone(_));
+                    result = Err(Error::Token { account: plan.account.to_string(), source });
+                    if !gone {
+                        break;
+                    }
+                }
+            }
+        }
+        if let Err(err) = &result {
+            tracing::warn!(service_account = %plan.account, code = err.code(), error = %err, "no token");
+        }
+        result
+    }
+
+    /// The plan's pods: those that stay before those that are going.
+    fn candidates(&self, plan: &RolePlan) -> Vec<Arc<Pod>> {
+        let mut pods: Vec<Arc<Pod>> = self
+            .pods
+            .all()
+            .into_iter()
+            .filter(|pod| pod.live() && pod.service_account == plan.account)
+            .filter(|pod| plan.pod.as_ref().is_none_or(|uid| *uid == pod.uid))
+            .collect();
+        pods.sort_by_key(|pod| pod.terminating);
+        pods
+    }
+}

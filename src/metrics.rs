@@ -1,0 +1,160 @@
+//! Every series: name with unit, labels from closed sets. No pod names, ARNs or addresses.
+
+use std::time::Duration;
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::cache::{Lookup, States};
+
+/// The one endpoint of this version, as `rolecall_requests_total{endpoint}` names it.
+const ECS: &str = "container-credentials";
+/// From a cached answer (microseconds) to the longest wait (0.9 s).
+const REQUEST_BUCKETS: &[f64] = &[0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 0.9, 1.5];
+const STS_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];
+const OPERATION: &str = "AssumeRoleWithWebIdentity";
+
+/// The registry is passed in the agent's own hands, not global, so tests in one process do not share counts.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    requests_ok: IntCounter,
+    request_duration: Histogram,
+    refusals: IntCounterVec,
+    attestations: IntCounterVec,
+    attestations_ok: IntCounter,
+    lookups: [IntCounter; 3],
+    sts_calls: IntCounterVec,
+    sts_duration: Histogram,
+    /// Percent of STS's limit that session policies and tags took, as last reported.
+    pub sts_packed_policy_percent: IntGauge,
+    token_requests: IntCounterVec,
+    credentials: IntGaugeVec,
+    /// Pods of this node in the index.
+    pub pods: IntGauge,
+    watch_restarts: IntCounterVec,
+    watch_last_event: IntGaugeVec,
+    /// Log and access lines that nobody read in time.
+    pub dropped_lines: IntCounter,
+}
+
+impl Metrics {
+    /// All series, at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels).expect("name and labels are constants");
+            register(&registry, counters.clone());
+            counters
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), labels).expect("name and labels are constants");
+            register(&registry, gauges.clone());
+            gauges
+        };
+        let histograms = |name: &str, help: &str, label: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let histograms = HistogramVec::new(opts, &[label]).expect("name and labels are constants");
+            register(&registry, histograms.clone());
+            histograms
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect("the name is a constant");
+            register(&registry, gauge.clone());
+            gauge
+        };
+
+        let requests = counters("rolecall_requests_total", "Answers by their code; ok is 200.", &["endpoint", "code"]);
+        let attestations = counters("rolecall_attestations_total", "Callers identified, or why not.", &["result"]);
+        let lookups = counters("rolecall_cache_lookups_total", "How answers came about.", &["result"]);
+        let duration = histograms("rolecall_request_duration_seconds", "From the end of the head to the answer.", "endpoint", REQUEST_BUCKETS);
+        let sts = histograms("rolecall_sts_call_duration_seconds", "One STS hop.", "operation", STS_BUCKETS);
+        let dropped_lines = IntCounter::new("rolecall_log_lines_dropped_total", "Lines that nobody read in time.")
+            .expect("the name is a constant");
+        register(&registry, dropped_lines.clone());
+        gauges("rolecall_build_info", "1, labelled with the version.", &["version"])
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        Self {
+            requests_ok: requests.with_label_values(&[ECS, "ok"]),
+            requests,
+            request_duration: duration.with_label_values(&[ECS]),
+            refusals: counters("rolecall_refusals_total", "Answers that are not 200, by code.", &["code"]),
+            attestations_ok: attestations.with_label_values(&["ok"]),
+            attestations,
+            lookups: [Lookup::Hit, Lookup::Miss, Lookup::Joined].map(|lookup| lookups.with_label_values(&[lookup.as_str()])),
+            sts_calls: counters("rolecall_sts_calls_total", "STS calls by outcome.", &["operation", "result"]),
+            sts_duration: sts.with_label_values(&[OPERATION]),
+            sts_packed_policy_percent: gauge("rolecall_sts_packed_policy_percent", "Of STS's limit, as last reported."),
+            token_requests: counters("rolecall_token_requests_total", "TokenRequests by outcome.", &["result"]),
+            credentials: gauges("rolecall_credentials", "Plans by the state of their credentials.", &["state"]),
+            pods: gauge("rolecall_pods", "Pods of this node in the index."),
+            watch_restarts: counters("rolecall_kube_watch_restarts_total", "Watches started again.", &["resource"]),
+            watch_last_event: gauges("rolecall_kube_watch_last_event_timestamp_seconds", "When a watch last spoke.", &["resource"]),
+            dropped_lines,
+            registry,
+        }
+    }
+
+    /// One answer of the container-credential endpoint.
+    pub fn answered(&self, code: &'static str, took: Duration) {
+        if code == "ok" {
+            self.requests_ok.inc();
+        } else {
+            self.requests.with_label_values(&[ECS, code]).inc();
+            self.refusals.with_label_values(&[code]).inc();
+        }
+        self.request_duration.observe(took.as_secs_f64());
+    }
+
+    /// One question to the cache.
+    pub fn looked_up(&self, lookup: Lookup) {
+        self.lookups[lookup as usize].inc();
+    }
+
+    /// One attempt to identify a caller.
+    pub fn attested(&self, result: &'static str) {
+        if result == "ok" {
+            self.attestations_ok.inc();
+        } else {
+            self.attestations.with_label_values(&[result]).inc();
+        }
+    }
+
+    /// One STS call; `result` is "ok" or the error's code.
+    pub fn sts_call(&self, took: Duration, result: &'static str) {
+        self.sts_calls.with_label_values(&[OPERATION, result]).inc();
+        self.sts_duration.observe(took.as_secs_f64());
+    }
+
+    /// One TokenRequest; `result` is "ok" or [`crate::cluster::Error::result`].
+    pub fn token_request(&self, result: &'static str) {
+        self.token_requests.with_label_values(&[result]).inc();
+    }
+
+    /// What a watch has to say of itself, at the time of the scrape.
+    pub fn watch(&self, resource: &'static str, restarts: u64, last_event: i64) {
+        let counter = self.watch_restarts.with_label_values(&[resource]);
+        counter.inc_by(restarts.saturating_sub(counter.get()));
+        self.watch_last_event.with_label_values(&[resource]).set(last_event);
+    }
+
+    /// The text exposition format.
+    pub fn render(&self, states: States) -> String {
+        for (state, count) in [("fresh", states.fresh), ("stale", states.stale), ("failed", states.failed)] {
+            self.credentials.with_label_values(&[state]).set(count);
+        }
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn register(registry: &Registry, collector: impl prometheus::core::Collector + 'static) {
+    registry.register(Box::new(collector)).expect("every series is registered once");
+}

@@ -1,0 +1,142 @@
+//! Accept loop: a connection becomes a Caller (evidence) and a task of its own.
+
+pub mod ecs;
+pub mod reply;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use self::ecs::Endpoint;
+use crate::identity::Caller;
+use crate::identity::pods::unmapped;
+use crate::shutdown::Drain;
+
+/// Half a request may hang this long, and a kept connection may idle this long.
+const HEADER_READ: Duration = Duration::from_secs(2);
+/// hyper reads no more than this ahead; its default lets one connection grow to 400 KiB.
+const BUFFER: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+/// Open connections in all, and from one address: a pod that opens thousands fills its own share only.
+const CONNECTIONS: usize = 4096;
+const CONNECTIONS_PER_ADDRESS: usize = 128;
+const BACKLOG: i32 = 1024;
+
+/// Binds `address` exactly: before it exists (FREEBIND), where IPv6 is switched off, and never more than it.
+///
+/// # Errors
+/// The kernel's: somebody else listens there, or the port needs a right that we do not want.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    #[cfg(target_os = "linux")]
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+    }
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Connections in all and by address.
+pub struct Limits {
+    all: Arc<Semaphore>,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Limits {
+    /// The limits of one agent, shared by its listeners.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { all: Arc::new(Semaphore::new(CONNECTIONS)), by_address: Mutex::new(HashMap::new()) })
+    }
+
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admission> {
+        let permit = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        let mut by_address = self.by_address.lock().expect("nothing panics while it holds this lock");
+        let count = by_address.entry(address).or_default();
+        if *count >= CONNECTIONS_PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Admission { limits: Arc::clone(self), address, _permit: permit })
+    }
+}
+
+struct Admission {
+    limits: Arc<Limits>,
+    address: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut by_address = self.limits.by_address.lock().expect("nothing panics while it holds this lock");
+        if let Some(count) = by_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Serves `listener` until `drain` begins; connections then finish the request they are at.
+pub async fn serve(listener: TcpListener, endpoint: Arc<Endpoint>, limits: Arc<Limits>, drain: Drain) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.begun() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(err) => {
+                // Out of descriptors, or the peer gave up: the next accept may succeed, but not at once.
+                tracing::warn!(error = %err, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // Over the limit the connection is closed: a reset is all that a flood deserves, and costs least.
+        let Some(admission) = limits.admit(unmapped(peer.ip())) else { continue };
+        let Ok(local) = stream.local_addr() else { continue };
+        tokio::spawn(connection(stream, Caller::new(peer, local), Arc::clone(&endpoint), admission, drain.clone()));
+    }
+}
+
+async fn connection(stream: TcpStream, caller: Caller, endpoint: Arc<Endpoint>, admission: Admission, drain: Drain) {
+    let _ = stream.set_nodelay(true);
+    let answers = ecs::Connection::new(endpoint, caller);
+    let service = service_fn(move |request| Arc::clone(&answers).answer(request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ)
+        .max_buf_size(BUFFER)
+        .max_headers(MAX_HEADERS)
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    // Errors are the peer's: it sent something that is no HTTP, or went away. hyper has answered 400 where it could.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = drain.begun() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = timeout(drain.deadline(), connection).await;
+        }
+    }
+    drop(admission);
+}

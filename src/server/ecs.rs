@@ -1,0 +1,188 @@
+//! The container-credential endpoint: its HTTP rules, its JSON.
+//! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST, ORIGIN, REFERER};
+use http::{HeaderValue, Method, Request, Response, Version};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use subtle::ConstantTimeEq;
+use tokio::time::Instant;
+
+use super::reply::{self, Refusal, RequestError};
+use crate::broker::{Broker, Trail};
+use crate::credentials::Credentials;
+use crate::identity::Caller;
+use crate::metrics::Metrics;
+use crate::role::RolePlan;
+use crate::telemetry::{Access, Lines};
+
+/// The one path. Exact: a proxy in front that rewrites paths has no business here.
+pub const PATH: &str = "/v1/credentials";
+/// The shortest read timeout of an SDK is 1.0 s (Java, C++, PHP, JS v2); the answer must be there before.
+const HOLD: Duration = Duration::from_millis(900);
+/// No SDK comes near; a 4 KB token leaves room.
+const MAX_HEADER_BYTES: usize = 8 * 1024;
+
+/// What all connections of one agent share.
+pub struct Endpoint {
+    broker: Broker,
+    metrics: Arc<Metrics>,
+    lines: Arc<Lines>,
+    hosts: Vec<IpAddr>,
+    authorization: Option<SecretString>,
+    instance: HeaderValue,
+}
+
+impl Endpoint {
+    /// An endpoint that answers to the addresses of `listeners`; with `authorization`, only to who presents it.
+    pub fn new(
+        broker: Broker,
+        metrics: Arc<Metrics>,
+        lines: Arc<Lines>,
+        listeners: &[SocketAddr],
+        authorization: Option<SecretString>,
+        instance: &str,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            broker,
+            metrics,
+            lines,
+            hosts: listeners.iter().map(SocketAddr::ip).collect(),
+            authorization,
+            instance: HeaderValue::from_str(instance).expect("an instance is hex digits"),
+        })
+    }
+}
+
+/// One connection: who is calling, and whether it was answered before.
+pub struct Connection {
+    endpoint: Arc<Endpoint>,
+    caller: Caller,
+    answered: AtomicBool,
+}
+
+impl Connection {
+    /// A connection from `caller`.
+    pub fn new(endpoint: Arc<Endpoint>, caller: Caller) -> Arc<Self> {
+        Arc::new(Self { endpoint, caller, answered: AtomicBool::new(false) })
+    }
+
+    /// Answers one request. The deadline runs from the end of its head.
+    ///
+    /// # Errors
+    /// Never: a refusal is an answer.
+    pub async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let begun = Instant::now();
+        let endpoint = &*self.endpoint;
+        let mut trail = Trail::default();
+        let answer = match endpoint.check(&request) {
+            Ok(()) => {
+                endpoint.broker.credentials(&self.caller, begun + HOLD, &mut trail).await.map_err(Refusal::Broker)
+            }
+            Err(refused) => Err(Refusal::Request(refused)),
+        };
+        let first = !self.answered.swap(true, Ordering::Relaxed);
+        let access = Access { begun, first, peer: self.caller.peer(), trail: &trail };
+        Ok(match answer {
+            Ok(served) => {
+                access.granted(&endpoint.metrics, &endpoint.lines, &served);
+                reply::credentials(served.body.clone())
+            }
+            Err(refusal) => {
+                let request_id = format!("{:016x}", fastrand::u64(..));
+                access.refused(&endpoint.metrics, &endpoint.lines, &refusal, &request_id);
+                reply::refusal(&refusal, &request_id, &endpoint.instance)
+            }
+        })
+    }
+}
+
+impl Endpoint {
+    /// The rules that need no identity, in one pass over the headers.
+    fn check<B>(&self, request: &Request<B>) -> Result<(), RequestError> {
+        let (mut bytes, mut host, mut presented) = (0, None, None);
+        for (name, value) in request.headers() {
+            bytes += name.as_str().len() + value.len();
+            if name == HOST {
+                if host.replace(value).is_some() {
+                    return Err(RequestError::NotDirect("two Host headers"));
+                }
+            } else if name == AUTHORIZATION {
+                presented = Some(value);
+            } else if name == ORIGIN || name == REFERER || name.as_str().starts_with("sec-fetch-") {
+                return Err(RequestError::NotDirect("a browser sent this"));
+            } else if name == "x-forwarded-for" || name == "forwarded" {
+                return Err(RequestError::NotDirect("a proxy sent this"));
+            }
+        }
+        if bytes > MAX_HEADER_BYTES {
+            return Err(RequestError::HeadersTooLarge);
+        }
+        // A rebound DNS name shows in Host; only our literal addresses are ours. HTTP/1.0 needs no Host.
+        match host {
+            Some(host) if self.is_ours(host) => {}
+            None if request.version() == Version::HTTP_10 => {}
+            _ => return Err(RequestError::NotDirect("the Host header names another address")),
+        }
+        if request.uri().authority().is_some() {
+            return Err(RequestError::NotDirect("the request is meant for a proxy"));
+        }
+        if request.uri().path() != PATH || request.uri().query().is_some() {
+            return Err(RequestError::NotFound);
+        }
+        if request.method() != Method::GET {
+            return Err(RequestError::MethodNotAllowed);
+        }
+        self.authorize(presented)
+    }
+
+    fn is_ours(&self, host: &HeaderValue) -> bool {
+        let Ok(host) = host.to_str() else { return false };
+        // With its port, or without: SDKs leave 80 out, and so does a redirect.
+        let address = host.parse().map(|address: SocketAddr| address.ip());
+        let address = address.or_else(|_| host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>());
+        address.is_ok_and(|address| self.hosts.contains(&address))
+    }
+
+    fn authorize(&self, presented: Option<&HeaderValue>) -> Result<(), RequestError> {
+        let Some(expected) = &self.authorization else { return Ok(()) };
+        let presented = presented.ok_or(RequestError::AuthorizationRequired)?.as_bytes();
+        // SDKs send the variable's value as it is; others put "Bearer " before it.
+        let presented = presented.strip_prefix(b"Bearer ").unwrap_or(presented);
+        let same = presented.ct_eq(expected.expose_secret().as_bytes());
+        if same.into() { Ok(()) } else { Err(RequestError::AuthorizationInvalid) }
+    }
+}
+
+/// The document that SDKs parse: strings, this case, whole seconds, `Z`.
+pub fn document(credentials: &Credentials, plan: &RolePlan) -> Bytes {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Document<'a> {
+        access_key_id: &'a str,
+        secret_access_key: &'a str,
+        token: &'a str,
+        expiration: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        account_id: Option<&'a str>,
+        role_arn: &'a str,
+    }
+    let document = Document {
+        access_key_id: &credentials.access_key_id,
+        secret_access_key: credentials.secret_access_key.expose_secret(),
+        token: credentials.session_token.expose_secret(),
+        expiration: credentials.expiration.to_string(),
+        account_id: plan.role.account(),
+        role_arn: plan.role.as_str(),
+    };
+    Bytes::from(serde_json::to_vec(&document).expect("strings always serialise"))
+}

@@ -1,0 +1,181 @@
+//! Refusal -> status, code, body: the only such table. A new error must choose its answer here.
+//!
+//! What an SDK does on each status is measured: 5xx is retried by all of them, 4xx by few, 429 by some and never by
+//! others, so it is never used. An error body is JSON with both spellings, under exactly `application/json`: Go v2
+//! and Kotlin compare that string, and show the raw body with an empty code otherwise.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+
+use crate::{broker, cluster, exchange, identity, role, sts};
+
+/// `Content-Type` of every answer.
+pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// Credentials must not be kept by anything on the way.
+pub const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+/// By this `rolecall net verify` knows that the answer is this very agent's: `/statusz` shows the same value.
+pub const INSTANCE: HeaderName = HeaderName::from_static("x-rolecall-instance");
+
+/// A request that is refused for what it is, before anybody asks who sent it.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RequestError {
+    /// Another path than `/v1/credentials`.
+    #[error("only /v1/credentials is served here")]
+    NotFound,
+    /// Another method than GET.
+    #[error("only GET is answered here")]
+    MethodNotAllowed,
+    /// More than any SDK sends.
+    #[error("the request's headers are over 8 KiB")]
+    HeadersTooLarge,
+    /// A browser, a proxy or a rebound name sent it, not an SDK.
+    #[error("{0}: credentials are given only to a direct request for this address")]
+    NotDirect(&'static str),
+    /// `--require-authorization`, and no such header.
+    #[error("an Authorization header is required")]
+    AuthorizationRequired,
+    /// It is there, and not good.
+    #[error("the Authorization header is not valid")]
+    AuthorizationInvalid,
+}
+
+impl RequestError {
+    /// The fixed word.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound => "NotFound",
+            Self::MethodNotAllowed => "MethodNotAllowed",
+            Self::HeadersTooLarge => "HeadersTooLarge",
+            Self::NotDirect(_) => "RequestNotDirect",
+            Self::AuthorizationRequired => "AuthorizationRequired",
+            Self::AuthorizationInvalid => "AuthorizationInvalid",
+        }
+    }
+}
+
+/// Everything but credentials.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The request itself.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// A step of the path.
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+}
+
+impl Refusal {
+    /// The fixed word: metric label, log field and response code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Request(err) => err.code(),
+            Self::Broker(err) => err.code(),
+        }
+    }
+
+    /// The status, and what an SDK does on seeing it.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Request(err) => match err {
+                RequestError::NotFound => StatusCode::NOT_FOUND,
+                RequestError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+                RequestError::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                RequestError::NotDirect(_) => StatusCode::FORBIDDEN,
+                RequestError::AuthorizationRequired | RequestError::AuthorizationInvalid => StatusCode::UNAUTHORIZED,
+            },
+            Self::Broker(err) => match err {
+                broker::Error::Identity(err) => match err {
+                    // Go, Rust, Java, C++ stop at once; botocore and JS ask three or four times.
+                    identity::Error::Host { .. } | identity::Error::Ambiguous { .. } | identity::Error::Gone { .. } => {
+                        StatusCode::FORBIDDEN
+                    }
+                    // Retried by all: the next try finds the pod, or the API server.
+                    identity::Error::NotKnownYet { .. }
+                    | identity::Error::Terminating { .. }
+                    | identity::Error::NotSynced
+                    | identity::Error::Unconfirmed { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                },
+                broker::Error::NotWatchedYet(_) => StatusCode::SERVICE_UNAVAILABLE,
+                broker::Error::Role(err) => match err {
+                    // 404 ends it for every SDK but botocore, JS and Ruby: nothing here will change by asking again.
+                    role::Error::NoRole { .. } => StatusCode::NOT_FOUND,
+                    role::Error::InvalidRole { .. } | role::Error::InvalidPlan { .. } => StatusCode::BAD_REQUEST,
+                    role::Error::NotAllowed { .. } => StatusCode::FORBIDDEN,
+                },
+                broker::Error::Exchange(err) => match err {
+                    exchange::Error::Sts(sts::Error::Denied { .. }) => StatusCode::FORBIDDEN,
+                    // The flight goes on: the retry finds what it brought.
+                    exchange::Error::NoAnswerYet
+                    | exchange::Error::NoPod(_)
+                    | exchange::Error::Token { .. }
+                    | exchange::Error::Sts(sts::Error::Throttled { .. } | sts::Error::Away(_)) => {
+                        StatusCode::SERVICE_UNAVAILABLE
+                    }
+                },
+            },
+        }
+    }
+
+    /// One sentence for the pod, about itself. Upstream texts stay in the log.
+    pub fn sentence(&self) -> Cow<'static, str> {
+        match self {
+            Self::Broker(broker::Error::Exchange(exchange::Error::Token { account, source })) => match source {
+                cluster::Error::Refused(_) => format!(
+                    "the kube API refuses the agent a token for ServiceAccount {account}: bind ClusterRole rolecall-mint in its namespace"
+                )
+                .into(),
+                cluster::Error::Away(_) => "the kube API does not answer; ask again".into(),
+                cluster::Error::PodGone(_) => "the kube API no longer has the pod".into(),
+            },
+            Self::Broker(broker::Error::Exchange(exchange::Error::Sts(sts::Error::Away(_)))) => {
+                "STS does not answer; ask again".into()
+            }
+            Self::Broker(broker::Error::Identity(identity::Error::Unconfirmed { address, .. })) => {
+                format!("the kube API did not confirm {address} in time; ask again").into()
+            }
+            other => other.to_string().into(),
+        }
+    }
+
+    /// A failure to identify is never remembered: its connection ends with its answer.
+    fn closes(&self) -> bool {
+        matches!(self, Self::Broker(broker::Error::Identity(_)) | Self::Request(RequestError::HeadersTooLarge))
+    }
+}
+
+/// 200 with the prebuilt document.
+pub fn credentials(body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CACHE_CONTROL, NO_STORE);
+    response
+}
+
+/// The answer to a refusal; `request_id` is the same in the access line.
+pub fn refusal(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Response<Full<Bytes>> {
+    let (code, message) = (refusal.code(), refusal.sentence());
+    let body = serde_json::json!({
+        "code": code, "message": message, "Code": code, "Message": message, "RequestId": request_id,
+    });
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = refusal.status();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CACHE_CONTROL, NO_STORE);
+    headers.insert(INSTANCE, instance.clone());
+    if refusal.status() == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if refusal.status() == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static("GET"));
+    }
+    if refusal.closes() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

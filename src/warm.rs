@@ -1,0 +1,61 @@
+//! Plans follow pods: the first fetch starts when a pod is bound to the node, and a plan whose last pod has left
+//! is dropped.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::cache::Cache;
+use crate::identity::pods::{PodUid, Pods};
+use crate::role::{PlanKey, RolePlan};
+use crate::service_accounts::ServiceAccounts;
+
+/// Without any event: sweeps up a plan that a request used while it was being replaced.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Follows `pods` and `accounts` for ever; every change of either is looked at once.
+pub async fn follow(pods: Arc<Pods>, accounts: Arc<ServiceAccounts>, cache: Arc<Cache>) {
+    let (mut pod_changes, mut account_changes) = (pods.changes(), accounts.changes());
+    let mut known = HashSet::new();
+    loop {
+        pod_changes.mark_unchanged();
+        account_changes.mark_unchanged();
+        known = reconcile(&pods, &accounts, &cache, &known);
+        let change = async {
+            tokio::select! {
+                changed = pod_changes.changed() => changed.is_ok(),
+                changed = account_changes.changed() => changed.is_ok(),
+            }
+        };
+        if timeout(SWEEP, change).await == Ok(false) {
+            return; // Both sides are gone: the agent is shutting down.
+        }
+    }
+}
+
+/// Brings the cache in line with the node; returns the pods whose plans are settled.
+fn reconcile(pods: &Pods, accounts: &ServiceAccounts, cache: &Cache, known: &HashSet<PodUid>) -> HashSet<PodUid> {
+    let mut in_use: HashMap<PlanKey, Arc<RolePlan>> = HashMap::new();
+    let mut asking = HashMap::new();
+    let mut settled = HashSet::new();
+    for pod in pods.all().into_iter().filter(|pod| pod.live()) {
+        let Some(Ok(plan)) = accounts.plan(&pod.service_account) else { continue };
+        let plan = plan.for_pod(&pod);
+        if !known.contains(&pod.uid) {
+            cache.new_pod(&plan.key());
+        }
+        // A pod on the host network is not answered by address, so nothing is fetched for its sake.
+        if pod.asks && !pod.host_network {
+            asking.insert(plan.key(), Arc::clone(&plan));
+        }
+        in_use.insert(plan.key(), plan);
+        settled.insert(pod.uid.clone());
+    }
+    cache.retain(&in_use);
+    for plan in asking.values().filter(|plan| !cache.knows(&plan.key())) {
+        cache.prefetch(plan);
+    }
+    settled
+}
