@@ -224,3 +224,7 @@ pub fn unmapped(address: IpAddr) -> IpAddr {
         IpAddr::V4(_) => address,
     }
 }
+
+#[cfg(test)]
+#[path = "pods/tests.rs"]
+mod tests;
