@@ -2,6 +2,11 @@
 //!
 //! The real one is `cluster::api`; `rolecall dev` has a cluster of one pod behind the same door.
 
+pub mod api;
+pub mod client;
+pub mod slim;
+pub mod watch;
+
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;

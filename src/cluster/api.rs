@@ -1,0 +1,263 @@
+//! The calls to the API server that a request waits for: this node's pods, a bound token. Each has a deadline.
+//!
+//! Bodies are read here and not by kube's own methods: those log the whole text of an answer that they cannot
+//! decode, which is a token, or the environment of every pod.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::StatusCode;
+use http::header::DATE;
+use http_body_util::{BodyExt, Limited};
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+use kube::api::{GetParams, ListParams, PostParams};
+use kube::client::Body;
+use kube::core::{ObjectList, Request};
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+
+use super::slim::SlimPod;
+use super::{Cluster, Error};
+use crate::identity::pods::Pod;
+use crate::token::BoundToken;
+
+/// Whoever waits for an answer has given up long before; a flight that goes on must still end.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// 250 pods of 100 KiB. The API server is trusted, but a proxy's endless answer should not be our end.
+const MAX_ANSWER: usize = 32 << 20;
+/// What is kept of an upstream's text.
+const MAX_MESSAGE: usize = 300;
+/// The well-known label of a node's region.
+/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#topologykubernetesioregion>
+const REGION: &str = "topology.kubernetes.io/region";
+
+/// The kube API as an agent on one node uses it.
+pub struct KubeApi {
+    client: kube::Client,
+    node: String,
+}
+
+impl KubeApi {
+    /// The door for the agent on the node `node`.
+    pub fn new(client: kube::Client, node: impl Into<String>) -> Self {
+        Self { client, node: node.into() }
+    }
+
+    /// The node's region label, where whoever runs the cluster set one.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] without the right to get nodes, or for a node that is not there.
+    pub async fn region(&self) -> Result<Option<String>, Error> {
+        #[derive(Deserialize)]
+        struct Node {
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Metadata {
+            labels: Option<std::collections::BTreeMap<String, String>>,
+        }
+        let request = Request::new("/api/v1/nodes").get_metadata(&self.node, &GetParams::default());
+        let node: Node = fetch(&self.client, request.map_err(unsendable)?, DEADLINE).await?;
+        Ok(node
+            .metadata
+            .labels
+            .and_then(|mut labels| labels.remove(REGION))
+            .filter(|region| !region.is_empty()))
+    }
+
+    async fn list_pods(&self) -> Result<Vec<Pod>, Error> {
+        let params = ListParams::default().fields(&format!("spec.nodeName={}", self.node));
+        let request = Request::new("/api/v1/pods").list(&params).map_err(unsendable)?;
+        let list: ObjectList<SlimPod> = fetch(&self.client, request, DEADLINE).await?;
+        Ok(list.items.into_iter().filter_map(SlimPod::understood).collect())
+    }
+
+    async fn create_token(&self, pod: &Pod, audience: &str, life: Duration) -> Result<BoundToken, Error> {
+        let path = format!("/api/v1/namespaces/{}/serviceaccounts", pod.namespace());
+        let body = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {
+                "audiences": [audience],
+                "expirationSeconds": life.as_secs(),
+                "boundObjectRef": { "apiVersion": "v1", "kind": "Pod", "name": &*pod.name, "uid": pod.uid.as_str() },
+            },
+        });
+        let request = Request::new(path)
+            .create_subresource(
+                "token",
+                &pod.service_account.name,
+                &PostParams::default(),
+                body.to_string().into(),
+            )
+            .map_err(unsendable)?;
+        let asked = Instant::now();
+        let (sent, body) = call(&self.client, request, DEADLINE).await.map_err(|error| match error {
+            CallError::Status(StatusCode::NOT_FOUND | StatusCode::CONFLICT, message) => {
+                Error::PodGone(message)
+            }
+            error => error.into(),
+        })?;
+        let answer: TokenAnswer = serde_json::from_slice(&body).map_err(undecodable)?;
+        let life = answer.life(life, sent).saturating_sub(asked.elapsed());
+        if life.is_zero() {
+            return Err(Error::Refused("the token in its answer has expired already".into()));
+        }
+        Ok(BoundToken::new(SecretString::from(answer.status.token), life))
+    }
+}
+
+impl Cluster for KubeApi {
+    fn pods_now(&self) -> BoxFuture<'_, Result<Vec<Pod>, Error>> {
+        self.list_pods().boxed()
+    }
+
+    fn request_token<'a>(
+        &'a self,
+        pod: &'a Pod,
+        audience: &'a str,
+        life: Duration,
+    ) -> BoxFuture<'a, Result<BoundToken, Error>> {
+        self.create_token(pod, audience, life).boxed()
+    }
+}
+
+/// What is used of a `TokenRequest` that has been answered. No `Debug`: it holds the token.
+#[derive(Deserialize)]
+struct TokenAnswer {
+    spec: Granted,
+    status: Minted,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Granted {
+    expiration_seconds: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Minted {
+    token: String,
+    expiration_timestamp: String,
+}
+
+impl TokenAnswer {
+    /// The shortest of what was asked for, what the API server granted, and what its own clock says is left.
+    /// Our wall clock has no part in it: it may be wrong, and so would every life that it measures.
+    fn life(&self, asked: Duration, sent: Option<Timestamp>) -> Duration {
+        let granted = self.spec.expiration_seconds.map_or(asked, Duration::from_secs);
+        let left =
+            self.status.expiration_timestamp.parse::<Timestamp>().ok().zip(sent).map(|(expires, sent)| {
+                Duration::try_from(expires.duration_since(sent)).unwrap_or_default() // Negative: it has expired.
+            });
+        asked.min(granted).min(left.unwrap_or(asked))
+    }
+}
+
+/// Why a call has no good answer.
+enum CallError {
+    Away(String),
+    Status(StatusCode, String),
+}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Away(message) => Self::Away(message),
+            // 401 is about the agent's own token, which may be in the middle of its rotation: it says nothing
+            // about what was asked for.
+            CallError::Status(status, message)
+                if status.is_server_error()
+                    || status == StatusCode::TOO_MANY_REQUESTS
+                    || status == StatusCode::UNAUTHORIZED =>
+            {
+                Self::Away(message)
+            }
+            CallError::Status(_, message) => Self::Refused(message),
+        }
+    }
+}
+
+/// The decoded answer to `request`, or why there is none within `deadline`.
+pub(super) async fn fetch<T: DeserializeOwned>(
+    client: &kube::Client,
+    request: http::Request<Vec<u8>>,
+    deadline: Duration,
+) -> Result<T, Error> {
+    let (_, body) = call(client, request, deadline).await?;
+    serde_json::from_slice(&body).map_err(undecodable)
+}
+
+/// The answer's Date (the API server's clock) and body.
+async fn call(
+    client: &kube::Client,
+    request: http::Request<Vec<u8>>,
+    deadline: Duration,
+) -> Result<(Option<Timestamp>, Bytes), CallError> {
+    let answer = async {
+        let answer =
+            client.send(request.map(Body::from)).await.map_err(|error| CallError::Away(causes(&error)))?;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| CallError::Away(causes(&*error)))?.to_bytes();
+        if !head.status.is_success() {
+            return Err(CallError::Status(head.status, message(head.status, &body)));
+        }
+        let sent = head.headers.get(DATE).and_then(|date| date.to_str().ok());
+        Ok((sent.and_then(|date| rfc2822::DateTimeParser::new().parse_timestamp(date).ok()), body))
+    };
+    let late = |_| CallError::Away(format!("no answer within {} s", deadline.as_secs()));
+    timeout(deadline, answer).await.map_err(late)?
+}
+
+/// What the API server (or whoever answers in its place) says is wrong.
+fn message(status: StatusCode, body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Refusal {
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Refusal>(body) {
+        Ok(refusal) => refusal.message,
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    format!("{}: {}", status.as_u16(), log_safe(&text))
+}
+
+/// An upstream's text, fit for a line of the log: short, and of one line. Names in it are chosen by tenants.
+pub(super) fn log_safe(text: &str) -> String {
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE).collect()
+}
+
+/// An error and its causes in one line; hyper and kube say little at the top.
+pub(super) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    log_safe(&text)
+}
+
+fn unsendable(error: kube::core::request::Error) -> Error {
+    Error::Refused(causes(&error))
+}
+
+/// Only where it broke: serde's text can quote the answer, which can be a token.
+fn undecodable(error: serde_json::Error) -> Error {
+    Error::Away(format!("its answer cannot be decoded (line {}, column {})", error.line(), error.column()))
+}
+
+#[cfg(test)]
+#[path = "api/tests.rs"]
+mod tests;

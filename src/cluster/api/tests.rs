@@ -1,0 +1,98 @@
+//! Which answer of an API server is which error, and that no token leaves by one.
+
+use std::io;
+
+use http::{Request, Response};
+use kube::client::Body;
+use serde_json::Value;
+
+use super::*;
+use crate::identity::pods::{PodUid, ServiceAccountName};
+
+const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.secret.secret";
+
+fn api(status: u16, date: &'static str, body: impl ToString) -> KubeApi {
+    let body = body.to_string();
+    let service = tower::service_fn(move |_: Request<Body>| {
+        let answer =
+            Response::builder().status(status).header(DATE, date).body(Body::from(body.clone().into_bytes()));
+        async { Ok::<_, io::Error>(answer.unwrap()) }
+    });
+    KubeApi::new(kube::Client::new(service, "default"), "node1")
+}
+
+fn pod() -> Pod {
+    Pod {
+        uid: PodUid::new("uid-1"),
+        name: "web-1".into(),
+        service_account: ServiceAccountName { namespace: "shop".into(), name: "web".into() },
+        addresses: Vec::new(),
+        host_network: false,
+        finished: false,
+        terminating: false,
+        asks: false,
+    }
+}
+
+async fn token(api: &KubeApi) -> Result<BoundToken, Error> {
+    api.request_token(&pod(), "sts.amazonaws.com", Duration::from_secs(3600)).await
+}
+
+fn minted(expires: &str, seconds: u64) -> Value {
+    json!({"spec": {"expirationSeconds": seconds}, "status": {"token": TOKEN, "expirationTimestamp": expires}})
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_answer_of_the_api_server_is_sorted() {
+    let status = |code: u16| json!({"kind": "Status", "code": code, "message": "pod \"web-1\"\nnot so"});
+    for code in [404, 409] {
+        let error = token(&api(code, "", status(code))).await.unwrap_err();
+        assert!(matches!(&error, Error::PodGone(text) if text.contains("pod \"web-1\" not so")), "{error:?}");
+    }
+    for code in [400, 403, 422, 302] {
+        let error = token(&api(code, "", status(code))).await.unwrap_err();
+        assert!(matches!(error, Error::Refused(_)), "{code}: {error:?}");
+    }
+    for code in [401, 429, 500, 503, 504] {
+        let error = token(&api(code, "", "<html>bad day</html>")).await.unwrap_err();
+        assert!(matches!(error, Error::Away(_)), "{code}: {error:?}");
+    }
+    // A list that is not there is no news of a pod.
+    assert!(matches!(api(404, "", status(404)).pods_now().await, Err(Error::Refused(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_says_nothing_is_away_after_five_seconds() {
+    let service =
+        tower::service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, io::Error>>());
+    let api = KubeApi::new(kube::Client::new(service, "default"), "node1");
+    let begun = Instant::now();
+    assert!(matches!(token(&api).await, Err(Error::Away(_))));
+    assert_eq!(begun.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_lives_by_the_api_servers_clock_and_never_longer_than_asked() {
+    // The dates are years away from this machine's clock, whatever it shows.
+    let date = "Tue, 01 Jan 2030 00:00:00 GMT";
+    for (expires, seconds, life) in [
+        ("2030-01-01T01:00:00Z", 3600, 3600),
+        ("2030-01-01T00:10:00Z", 3600, 600),
+        ("2030-01-01T01:00:00Z", 1200, 1200),
+        ("2031-01-01T00:00:00Z", 31_536_000, 3600),
+    ] {
+        let token = token(&api(200, date, minted(expires, seconds))).await.unwrap();
+        assert_eq!(token.remaining().as_secs(), life, "{expires} {seconds}");
+    }
+    let expired = token(&api(200, date, minted("2029-12-31T23:59:59Z", 3600))).await;
+    assert!(matches!(expired, Err(Error::Refused(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_error_holds_the_token() {
+    let answer = minted("2030-01-01T01:00:00Z", 3600).to_string();
+    for body in [answer.replace("\"spec\"", "\"spec"), answer.replace("3600", &format!("\"{TOKEN}\""))] {
+        let error = token(&api(200, "", body)).await.unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
+    }
+}
