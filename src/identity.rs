@@ -8,11 +8,12 @@
 pub mod confirm;
 pub mod evidence;
 pub mod pods;
+pub mod watch;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, timeout_at};
 
 use self::confirm::Confirmations;
@@ -201,7 +202,7 @@ impl Identity {
 }
 
 /// Waits for the next change, or says that the time is up.
-async fn wake(changes: &mut watch::Receiver<u64>, deadline: Instant) -> Result<(), ()> {
+async fn wake(changes: &mut Receiver<u64>, deadline: Instant) -> Result<(), ()> {
     match timeout_at(deadline, changes.changed()).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(()),

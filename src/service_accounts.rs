@@ -1,10 +1,12 @@
 //! The ServiceAccounts in use on this node: what their watches last said, as plans.
 
+pub mod watch;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dashmap::DashMap;
-use tokio::sync::watch;
+use tokio::sync::watch::{Receiver, Sender};
 
 use crate::identity::pods::ServiceAccountName;
 use crate::role::{Defaults, Error, RolePlan};
@@ -16,13 +18,13 @@ pub type Plan = Result<Arc<RolePlan>, Error>;
 pub struct ServiceAccounts {
     plans: DashMap<ServiceAccountName, Plan>,
     defaults: Defaults,
-    generation: watch::Sender<u64>,
+    generation: Sender<u64>,
 }
 
 impl ServiceAccounts {
     /// No ServiceAccount is known yet.
     pub fn new(defaults: Defaults) -> Self {
-        Self { plans: DashMap::new(), defaults, generation: watch::Sender::new(0) }
+        Self { plans: DashMap::new(), defaults, generation: Sender::new(0) }
     }
 
     /// What the ServiceAccount asks for; `None` until its watch has spoken.
@@ -49,7 +51,7 @@ impl ServiceAccounts {
     }
 
     /// Resolves at every change after this call.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub fn changes(&self) -> Receiver<u64> {
         self.generation.subscribe()
     }
 
