@@ -1,10 +1,372 @@
-//! Link-local addresses and redirect of a node.
+//! `rolecall net`: what a node needs before pods can reach the agent. Addresses, redirect, the agent's run directory; and the proof.
+//!
+//! [`address`] puts the link-local addresses on a link of our own, [`redirect`] applies the files of `iptables/`, [`verify`] dials and proves
+//! that our agent answers. Needs `NET_ADMIN`, and `CHOWN` for the run directory; no privilege lasts longer than this command.
+
+pub mod address;
+pub mod redirect;
+mod run_dir;
+pub mod verify;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use address::{Added, Holder, Kernel, Survey};
+use redirect::Rules;
+
+/// Where the agent listens for container credentials unless told otherwise: a high port, so that nobody's port 80 is in the way.
+pub const DEFAULT_LISTEN: [&str; 3] = ["169.254.170.23:9902", "[fd00:ec2::23]:9902", "169.254.170.2:9902"];
+
+/// The address of EKS Pod Identity, which SDKs accept in `AWS_CONTAINER_CREDENTIALS_FULL_URI` over plain HTTP.
+const EKS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23));
+/// The same for IPv6.
+const EKS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23));
+/// The address of ECS: SDKs put `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` behind it.
+const ECS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2));
+
+/// `EX_USAGE` of sysexits(3).
+const EXIT_USAGE: u8 = 64;
 
 /// `rolecall net`
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(subcommand)]
+    act: Act,
+}
 
-/// Runs one step.
-pub fn run(_args: Args) -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+#[derive(clap::Subcommand)]
+enum Act {
+    /// Add the addresses and the redirect, and make the agent's run directory. Safe to repeat.
+    Install(InstallArgs),
+    /// Prove that each address answers, that our agent is the one who answers, and that the rules are in place.
+    Verify(VerifyArgs),
+    /// Take away what `install` added: the redirect first, the addresses last, never what somebody else added.
+    Remove,
+}
+
+#[derive(clap::Args)]
+struct ListenArgs {
+    /// Where the agent listens for container credentials (repeatable, as for `rolecall agent`)
+    #[arg(long, env = "ROLECALL_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',',
+          default_values = DEFAULT_LISTEN)]
+    listen: Vec<String>,
+    /// Send port 80 of the EKS Pod Identity addresses to the agent too; never beside EKS's own agent
+    #[arg(long, env = "ROLECALL_REDIRECT_EKS_PORT", value_parser = clap::builder::BoolishValueParser::new())]
+    redirect_eks_port: bool,
+}
+
+#[derive(clap::Args)]
+struct InstallArgs {
+    #[command(flatten)]
+    listen: ListenArgs,
+    /// The directory of the agent's Unix socket; made if absent, mode 0700
+    #[arg(long, env = "ROLECALL_RUN_DIR", default_value = "/run/rolecall")]
+    run_dir: PathBuf,
+    /// The user that the agent runs as; owns the run directory
+    #[arg(long, env = "ROLECALL_RUN_UID", default_value_t = 9902)]
+    run_uid: u32,
+}
+
+#[derive(clap::Args)]
+struct VerifyArgs {
+    #[command(flatten)]
+    listen: ListenArgs,
+    /// The agent's own socket, which says who must answer
+    #[arg(long, env = "ROLECALL_LOCAL_SOCKET", default_value = "/run/rolecall/agent.sock")]
+    local_socket: PathBuf,
+}
+
+/// Runs one step and says line by line what it found and did. 0: good; 1: something failed; 64: bad flags.
+pub fn run(args: Args) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(err) => {
+            eprintln!("cannot start: {err}");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        match args.act {
+            Act::Install(InstallArgs { listen, run_dir, run_uid }) => match Targets::from_args(&listen) {
+                Ok(targets) => install(&targets, &run_dir, run_uid).await,
+                Err(mistakes) => usage(&mistakes),
+            },
+            Act::Verify(VerifyArgs { listen, local_socket }) => match Targets::from_args(&listen) {
+                Ok(targets) => prove(&targets, &local_socket).await,
+                Err(mistakes) => usage(&mistakes),
+            },
+            Act::Remove => remove().await,
+        }
+    })
+}
+
+fn usage(mistakes: &[String]) -> ExitCode {
+    for mistake in mistakes {
+        eprintln!("error: {mistake}");
+    }
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// Listeners, checked: what is to be held, dialled and redirected.
+#[derive(Debug, PartialEq, Eq)]
+struct Targets {
+    listeners: Vec<SocketAddr>,
+    /// The one port of the listeners on well-known addresses; `None` without any.
+    port: Option<u16>,
+    redirect_eks_port: bool,
+}
+
+impl Targets {
+    /// All mistakes together, so that an operator corrects a manifest once.
+    fn from_args(args: &ListenArgs) -> Result<Self, Vec<String>> {
+        let mut mistakes = Vec::new();
+        let mut listeners: Vec<SocketAddr> = Vec::new();
+        for text in &args.listen {
+            match text.parse::<SocketAddr>() {
+                Ok(addr) if addr.ip().is_unspecified() => mistakes.push(format!(
+                    "--listen {text}: every address of the node would serve credentials; name one"
+                )),
+                Ok(addr) if addr.port() == 0 => {
+                    mistakes.push(format!("--listen {text}: the port must be known before the agent runs"));
+                }
+                Ok(addr) if listeners.contains(&addr) => {}
+                Ok(addr) => listeners.push(addr),
+                Err(_) => {
+                    mistakes.push(format!("--listen {text}: not ADDRESS:PORT ([ADDRESS]:PORT for IPv6)"))
+                }
+            }
+        }
+        let mut ports: Vec<u16> =
+            listeners.iter().filter(|addr| well_known(addr.ip())).map(SocketAddr::port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        if ports.len() > 1 {
+            mistakes.push(format!("--listen: one port for {EKS}, {EKS_V6} and {ECS}, not {ports:?}"));
+        }
+        if args.redirect_eks_port && !listeners.iter().any(|addr| [EKS, EKS_V6].contains(&addr.ip())) {
+            mistakes.push(format!("--redirect-eks-port: no --listen on {EKS} or {EKS_V6} to send it to"));
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        Ok(Self { port: ports.first().copied(), redirect_eks_port: args.redirect_eks_port, listeners })
+    }
+
+    /// The rules that belong on this node. Whoever else holds the ECS address serves its port 80 too: that is not ours to redirect.
+    fn rules(&self, survey: &Survey) -> Rules {
+        let port = self.port.filter(|&port| port != 80);
+        let listens = |ip: IpAddr| self.listeners.iter().any(|addr| addr.ip() == ip);
+        let ecs_is_ours = matches!(survey.holder(ECS), Holder::Ours { .. });
+        Rules {
+            relative_uri: port.filter(|_| listens(ECS) && ecs_is_ours),
+            eks: port.filter(|_| self.redirect_eks_port),
+        }
+    }
+}
+
+/// The only addresses that we ever add: SDKs accept no others over plain HTTP, and any other address of a node has an owner.
+fn well_known(ip: IpAddr) -> bool {
+    [EKS, EKS_V6, ECS].contains(&ip)
+}
+
+async fn install(targets: &Targets, run_dir: &std::path::Path, run_uid: u32) -> ExitCode {
+    let mut report = Report::default();
+    match run_dir::prepare(run_dir, run_uid) {
+        Ok(()) => report.good(run_dir.display(), format_args!("belongs to uid {run_uid}, mode 0700")),
+        Err(err) => report.failed(run_dir.display(), err),
+    }
+    if let Err(err) = install_addresses(targets, &mut report).await {
+        report.failed("addresses", err);
+    }
+    report.exit_code()
+}
+
+async fn install_addresses(targets: &Targets, report: &mut Report) -> Result<(), address::Error> {
+    let kernel = Kernel::connect()?;
+    let survey = kernel.survey().await?;
+    for ip in targets.listeners.iter().map(SocketAddr::ip) {
+        match survey.holder(ip) {
+            Holder::Ours { link } => {
+                kernel.raise(&link).await?;
+                report.good(ip, format_args!("already on {link}, ours"));
+            }
+            Holder::Link { link } => report.warning(
+                ip,
+                format_args!("held by link {link}, not ours: left alone; the agent can listen on it"),
+            ),
+            Holder::Route { through } => report.warning(
+                ip,
+                format_args!("routed {through} by somebody else: left alone; pods do not reach us there"),
+            ),
+            Holder::Nobody if !well_known(ip) => report.warning(
+                ip,
+                format_args!("on no link of this node; only {EKS}, {EKS_V6} and {ECS} are ours to add"),
+            ),
+            Holder::Nobody => match kernel.add(ip).await {
+                Ok(Added::On { link }) => report.good(ip, format_args!("added to {link}")),
+                Ok(Added::NoFamily { why }) => report.warning(ip, format_args!("not added: {why}")),
+                Err(err) => report.failed(ip, err),
+            },
+        }
+    }
+    let rules = targets.rules(&kernel.survey().await?);
+    match redirect::apply(&rules).await {
+        Ok(()) => report.good("redirect", &rules),
+        Err(err) => report.failed("redirect", err),
+    }
+    Ok(())
+}
+
+async fn remove() -> ExitCode {
+    let mut report = Report::default();
+    match redirect::remove().await {
+        Ok(()) => report.good("redirect", "removed"),
+        Err(err) => report.failed("redirect", err),
+    }
+    match remove_addresses(&mut report).await {
+        Ok(()) => {}
+        Err(err) => report.failed("addresses", err),
+    }
+    report.exit_code()
+}
+
+async fn remove_addresses(report: &mut Report) -> Result<(), address::Error> {
+    let kernel = Kernel::connect()?;
+    for what in kernel.remove().await? {
+        report.good(what, "removed");
+    }
+    let survey = kernel.survey().await?;
+    for ip in [EKS, EKS_V6, ECS] {
+        if let Holder::Link { link } = survey.holder(ip) {
+            report.good(ip, format_args!("still on {link}: not marked as ours"));
+        }
+    }
+    Ok(())
+}
+
+async fn prove(targets: &Targets, local_socket: &std::path::Path) -> ExitCode {
+    let mut report = Report::default();
+    let absent = match prove_set_up(targets, &mut report).await {
+        Ok(absent) => absent,
+        Err(err) => {
+            report.failed("addresses", err);
+            Vec::new()
+        }
+    };
+    let targets: Vec<SocketAddr> =
+        targets.listeners.iter().filter(|addr| !absent.contains(&addr.ip())).copied().collect();
+    match verify::instance(local_socket).await {
+        Ok(instance) => {
+            for (addr, answer) in verify::verify(&targets, &instance).await {
+                match answer {
+                    Ok(()) => report.good(addr, "our agent answers"),
+                    Err(err) => report.failed(addr, err),
+                }
+            }
+        }
+        Err(err) => report.failed("agent", err),
+    }
+    report.exit_code()
+}
+
+/// Checks addresses and rules. Returns the addresses whose family this node does without: optional, so nothing is to be dialled there.
+async fn prove_set_up(targets: &Targets, report: &mut Report) -> Result<Vec<IpAddr>, address::Error> {
+    let survey = Kernel::connect()?.survey().await?;
+    let mut absent = Vec::new();
+    for ip in targets.listeners.iter().map(SocketAddr::ip) {
+        match survey.holder(ip) {
+            Holder::Ours { link } => report.good(ip, format_args!("on {link}, ours")),
+            Holder::Link { link } => report.good(ip, format_args!("on {link}, not ours")),
+            Holder::Route { through } => report.failed(
+                ip,
+                format_args!("routed {through} by somebody else: free it, or do not --listen there"),
+            ),
+            Holder::Nobody => match address::no_family(ip, survey.home()) {
+                Some(why) => {
+                    report.warning(ip, why);
+                    absent.push(ip);
+                }
+                None => report.failed(ip, "on no link of this node: run `rolecall net install`"),
+            },
+        }
+    }
+    let rules = targets.rules(&survey);
+    match redirect::drift(&rules).await {
+        Ok(None) => report.good("redirect", &rules),
+        Ok(Some(found)) => report.failed("redirect", format_args!("{found}: run `rolecall net install`")),
+        // The agent's own container has no capability, and `kubectl exec` there is where people will ask.
+        Err(err @ redirect::Error::NotPermitted) => {
+            report.warning("redirect", format_args!("not checked: {err}"))
+        }
+        Err(err) => report.failed("redirect", err),
+    }
+    Ok(absent)
+}
+
+/// One line per thing: what it is, how it stands, what to do. Warnings and failures go to standard error.
+/// Nobody need read it: a closed pipe must not leave a node half set up, as the panic of `println!` would.
+#[derive(Default)]
+struct Report {
+    failed: bool,
+}
+
+impl Report {
+    fn good(&mut self, what: impl Display, how: impl Display) {
+        let _ = writeln!(io::stdout(), "ok      {what}: {how}");
+    }
+
+    fn warning(&mut self, what: impl Display, how: impl Display) {
+        let _ = writeln!(io::stderr(), "warning {what}: {how}");
+    }
+
+    fn failed(&mut self, what: impl Display, how: impl Display) {
+        self.failed = true;
+        let _ = writeln!(io::stderr(), "FAILED  {what}: {how}");
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        if self.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(listen: &[&str], redirect_eks_port: bool) -> Result<Targets, Vec<String>> {
+        let listen = listen.iter().map(ToString::to_string).collect();
+        Targets::from_args(&ListenArgs { listen, redirect_eks_port })
+    }
+
+    #[test]
+    fn the_defaults_share_port_9902() {
+        assert_eq!(targets(&DEFAULT_LISTEN, true).unwrap().port, Some(9902));
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once() {
+        let mistakes =
+            targets(&["nonsense", "0.0.0.0:9902", "127.0.0.1:0", "169.254.170.2:1"], true).unwrap_err();
+        assert_eq!(mistakes.len(), 4, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn redirects_with_two_targets_are_refused() {
+        let mistakes = targets(&["169.254.170.23:9902", "169.254.170.2:9903"], false).unwrap_err();
+        assert!(mistakes[0].contains("one port"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn a_listener_named_twice_is_one() {
+        assert_eq!(targets(&["169.254.170.2:9902"; 2], false).unwrap().listeners.len(), 1);
+    }
+
+    #[test]
+    fn port_80_needs_no_redirect() {
+        let at_80 = targets(&["169.254.170.2:80"], false).unwrap();
+        assert_eq!(at_80.rules(&Survey::default()), Rules { relative_uri: None, eks: None });
+    }
 }

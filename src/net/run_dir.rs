@@ -1,0 +1,60 @@
+//! The directory of the agent's Unix socket: made by `net install`, because the agent itself starts without any right to make or chown it.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// Why the run directory is not as it must be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// A symbolic link or a file stands there; following it would hand somebody else's directory to the agent.
+    #[error("{} is not a directory; remove it", .0.display())]
+    NotADirectory(PathBuf),
+    /// The kernel refused; the usual cause is a container without the capability.
+    #[error("cannot {act}: {source}; the container needs the capability CHOWN and a writable {}", path.display())]
+    Refused { act: &'static str, path: PathBuf, source: io::Error },
+}
+
+/// Makes `path` a directory of `uid` with mode 0700, so that only the agent (and root) can reach its socket.
+pub(super) fn prepare(path: &Path, uid: u32) -> Result<(), Error> {
+    let refused = |act| move |source| Error::Refused { act, path: path.to_owned(), source };
+    match fs::create_dir(path) {
+        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(refused("make it")(err)),
+        Ok(()) | Err(_) => {}
+    }
+    // Root owns the parent: nobody can swap the entry between this look and the calls below.
+    let found = fs::symlink_metadata(path).map_err(refused("look at it"))?;
+    if !found.is_dir() {
+        return Err(Error::NotADirectory(path.to_owned()));
+    }
+    if found.mode() & 0o7777 != 0o700 {
+        // Only the owner may change the mode without CAP_FOWNER, and we come with CHOWN alone: own it first.
+        std::os::unix::fs::lchown(path, Some(nix::unistd::geteuid().as_raw()), None)
+            .map_err(refused("own it"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(refused("set mode 0700"))?;
+    }
+    std::os::unix::fs::lchown(path, Some(uid), None).map_err(refused("give it to the agent"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_may_enter_is_closed() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("rolecall");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        prepare(&path, nix::unistd::geteuid().as_raw()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_symbolic_link_is_not_followed() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("rolecall");
+        std::os::unix::fs::symlink("/etc", &path).unwrap();
+        assert!(matches!(prepare(&path, 0), Err(Error::NotADirectory(_))));
+    }
+}
