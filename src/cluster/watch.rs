@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use jiff::Timestamp;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::{ObjectList, Request};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::api::{self, causes, log_safe};
+use crate::time;
 
 /// Each watch is asked for a time between these, so that the watches of a node do not all end together.
 const WATCH_SECONDS: std::ops::Range<u32> = 240..290;
@@ -69,7 +69,7 @@ pub struct WatchHealth {
 
 impl WatchHealth {
     fn heard(&self) {
-        self.last_event.store(Timestamp::now().as_second(), Ordering::Relaxed);
+        self.last_event.store(time::now().as_second(), Ordering::Relaxed);
     }
 }
 
