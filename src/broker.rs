@@ -62,7 +62,12 @@ pub struct Broker {
 
 impl Broker {
     /// A broker over its parts.
-    pub fn new(identity: Identity, accounts: Arc<ServiceAccounts>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        identity: Identity,
+        accounts: Arc<ServiceAccounts>,
+        cache: Arc<Cache>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self { identity, accounts, cache, metrics }
     }
 

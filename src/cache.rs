@@ -72,7 +72,10 @@ impl Served {
 
 impl fmt::Debug for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Served").field("body", &"<redacted>").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+        f.debug_struct("Served")
+            .field("body", &"<redacted>")
+            .field("access_key_id", &self.access_key_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -420,3 +423,6 @@ impl Drop for Counted<'_> {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,7 +86,11 @@ impl Exchange {
     ///
     /// # Errors
     /// [`Error`]: each step's own.
-    pub async fn credentials(&self, plan: &RolePlan, last: &mut Option<BoundToken>) -> Result<Fetched, Error> {
+    pub async fn credentials(
+        &self,
+        plan: &RolePlan,
+        last: &mut Option<BoundToken>,
+    ) -> Result<Fetched, Error> {
         match self.token(plan).await {
             Ok(token) => *last = Some(token),
             // Known pods outlast an API server that is away for as long as the last token lives.

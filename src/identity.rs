@@ -13,10 +13,9 @@ pub mod watch;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, timeout_at};
 
-use self::confirm::Confirmations;
+use self::confirm::{Confirmations, Listed};
 pub use self::evidence::Caller;
 use self::pods::{Pod, PodUid, Pods};
 use crate::cluster::Cluster;
@@ -25,7 +24,9 @@ use crate::cluster::Cluster;
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// The source is the node itself: a hostNetwork pod or a host process.
-    #[error("{address} is this node's own address: host processes and hostNetwork pods are not answered by address")]
+    #[error(
+        "{address} is this node's own address: host processes and hostNetwork pods are not answered by address"
+    )]
     Host {
         /// The source address.
         address: IpAddr,
@@ -139,7 +140,8 @@ pub struct Identity {
 impl Identity {
     /// Identity by address: `pods` is what the watch shows, `cluster` confirms it.
     pub fn by_address(pods: Arc<Pods>, cluster: Arc<dyn Cluster>) -> Self {
-        Self { pods, confirmations: Confirmations::start(cluster) }
+        let confirmations = Confirmations::start(Arc::clone(&pods), cluster);
+        Self { pods, confirmations }
     }
 
     /// The pod behind `caller`. The first request of a connection settles which pod it is; later ones check that
@@ -169,24 +171,26 @@ impl Identity {
 
     async fn settle(&self, caller: &Caller, deadline: Instant) -> Result<Arc<Pod>, Error> {
         let address = caller.address();
-        let mut changes = self.pods.changes();
+        let (mut changes, mut lists) = (self.pods.changes(), self.confirmations.lists());
         loop {
             changes.mark_unchanged();
             let refusal = match judge(self.pods.claimants(address).iter()) {
                 Claim::One(pod) if self.confirmations.holds(address, &pod.uid) => return Ok(pod),
-                Claim::One(pod) => {
-                    // The watch may be behind: what etcd has now decides, in a list begun after this connection.
-                    let listed = self.confirmations.list_since(caller.accepted(), deadline).await.map_err(|source| {
-                        Error::Unconfirmed { address, why: source.to_string() }
-                    })?;
-                    match judge(listed.iter().filter(|pod| pod.addresses.contains(&address))) {
-                        Claim::One(now) if now.uid == pod.uid => {
-                            self.confirmations.confirm(address, pod.uid.clone());
-                            continue;
+                Claim::One(_) => {
+                    // The watch may be behind: what etcd has decides, in a list begun after this connection.
+                    let listed =
+                        lists.borrow_and_update().clone().filter(|list| list.begun >= caller.accepted());
+                    match listed {
+                        // The list knows better than the watch, which will catch up, and wake us.
+                        Some(Listed { failure: None, .. }) => Error::NotKnownYet { address },
+                        other => {
+                            self.confirmations.want();
+                            let why = other.and_then(|list| list.failure).map(|failure| failure.to_string());
+                            Error::Unconfirmed {
+                                address,
+                                why: why.unwrap_or_else(|| "no list in time".into()),
+                            }
                         }
-                        Claim::Many(count) => return Err(Error::Ambiguous { address, count }),
-                        // The list knows more than the watch: the watch will catch up, and wake us.
-                        _ => Error::NotKnownYet { address },
                     }
                 }
                 Claim::Many(count) => return Err(Error::Ambiguous { address, count }),
@@ -196,16 +200,17 @@ impl Identity {
                 Claim::Terminating => Error::Terminating { address },
                 Claim::Nobody => Error::NotKnownYet { address },
             };
-            wake(&mut changes, deadline).await.map_err(|()| refusal)?;
+            let woken = async {
+                tokio::select! {
+                    change = changes.changed() => change,
+                    list = lists.changed() => list,
+                }
+            };
+            // The watch's channel lives in `self`, so an error is a deadline.
+            if timeout_at(deadline, woken).await.is_err() {
+                return Err(refusal);
+            }
         }
-    }
-}
-
-/// Waits for the next change, or says that the time is up.
-async fn wake(changes: &mut Receiver<u64>, deadline: Instant) -> Result<(), ()> {
-    match timeout_at(deadline, changes.changed()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(()),
     }
 }
 

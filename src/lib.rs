@@ -1,10 +1,16 @@
 //! Pod Identity for any Kubernetes.
+pub mod admin;
+pub mod app;
 pub mod broker;
 pub mod cache;
 pub mod cluster;
+pub mod config;
 pub mod credentials;
+pub mod dev;
 pub mod emulator;
 pub mod exchange;
+#[cfg(feature = "testing")]
+pub mod fakes;
 pub mod identity;
 pub mod metrics;
 #[cfg(target_os = "linux")]
@@ -15,6 +21,7 @@ pub mod server;
 pub mod service_accounts;
 pub mod shutdown;
 pub mod sts;
+pub mod sys;
 pub mod telemetry;
 pub mod time;
 pub mod token;

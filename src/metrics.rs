@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::cache::{Lookup, States};
@@ -44,12 +45,14 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
-            let counters = IntCounterVec::new(Opts::new(name, help), labels).expect("name and labels are constants");
+            let counters =
+                IntCounterVec::new(Opts::new(name, help), labels).expect("name and labels are constants");
             register(&registry, counters.clone());
             counters
         };
         let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let gauges = IntGaugeVec::new(Opts::new(name, help), labels).expect("name and labels are constants");
+            let gauges =
+                IntGaugeVec::new(Opts::new(name, help), labels).expect("name and labels are constants");
             register(&registry, gauges.clone());
             gauges
         };
@@ -65,13 +68,21 @@ impl Metrics {
             gauge
         };
 
-        let requests = counters("rolecall_requests_total", "Answers by their code; ok is 200.", &["endpoint", "code"]);
-        let attestations = counters("rolecall_attestations_total", "Callers identified, or why not.", &["result"]);
+        let requests =
+            counters("rolecall_requests_total", "Answers by their code; ok is 200.", &["endpoint", "code"]);
+        let attestations =
+            counters("rolecall_attestations_total", "Callers identified, or why not.", &["result"]);
         let lookups = counters("rolecall_cache_lookups_total", "How answers came about.", &["result"]);
-        let duration = histograms("rolecall_request_duration_seconds", "From the end of the head to the answer.", "endpoint", REQUEST_BUCKETS);
+        let duration = histograms(
+            "rolecall_request_duration_seconds",
+            "From the end of the head to the answer.",
+            "endpoint",
+            REQUEST_BUCKETS,
+        );
         let sts = histograms("rolecall_sts_call_duration_seconds", "One STS hop.", "operation", STS_BUCKETS);
-        let dropped_lines = IntCounter::new("rolecall_log_lines_dropped_total", "Lines that nobody read in time.")
-            .expect("the name is a constant");
+        let dropped_lines =
+            IntCounter::new("rolecall_log_lines_dropped_total", "Lines that nobody read in time.")
+                .expect("the name is a constant");
         register(&registry, dropped_lines.clone());
         gauges("rolecall_build_info", "1, labelled with the version.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
@@ -83,15 +94,39 @@ impl Metrics {
             refusals: counters("rolecall_refusals_total", "Answers that are not 200, by code.", &["code"]),
             attestations_ok: attestations.with_label_values(&["ok"]),
             attestations,
-            lookups: [Lookup::Hit, Lookup::Miss, Lookup::Joined].map(|lookup| lookups.with_label_values(&[lookup.as_str()])),
-            sts_calls: counters("rolecall_sts_calls_total", "STS calls by outcome.", &["operation", "result"]),
+            lookups: [Lookup::Hit, Lookup::Miss, Lookup::Joined]
+                .map(|lookup| lookups.with_label_values(&[lookup.as_str()])),
+            sts_calls: counters(
+                "rolecall_sts_calls_total",
+                "STS calls by outcome.",
+                &["operation", "result"],
+            ),
             sts_duration: sts.with_label_values(&[OPERATION]),
-            sts_packed_policy_percent: gauge("rolecall_sts_packed_policy_percent", "Of STS's limit, as last reported."),
-            token_requests: counters("rolecall_token_requests_total", "TokenRequests by outcome.", &["result"]),
-            credentials: gauges("rolecall_credentials", "Plans by the state of their credentials.", &["state"]),
+            sts_packed_policy_percent: gauge(
+                "rolecall_sts_packed_policy_percent",
+                "Of STS's limit, as last reported.",
+            ),
+            token_requests: counters(
+                "rolecall_token_requests_total",
+                "TokenRequests by outcome.",
+                &["result"],
+            ),
+            credentials: gauges(
+                "rolecall_credentials",
+                "Plans by the state of their credentials.",
+                &["state"],
+            ),
             pods: gauge("rolecall_pods", "Pods of this node in the index."),
-            watch_restarts: counters("rolecall_kube_watch_restarts_total", "Watches started again.", &["resource"]),
-            watch_last_event: gauges("rolecall_kube_watch_last_event_timestamp_seconds", "When a watch last spoke.", &["resource"]),
+            watch_restarts: counters(
+                "rolecall_kube_watch_restarts_total",
+                "Watches started again.",
+                &["resource"],
+            ),
+            watch_last_event: gauges(
+                "rolecall_kube_watch_last_event_timestamp_seconds",
+                "When a watch last spoke.",
+                &["resource"],
+            ),
             dropped_lines,
             registry,
         }

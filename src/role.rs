@@ -224,7 +224,10 @@ impl RolePlan {
                 Duration::from_secs(seconds).min(TOKEN_LIFE.1)
             }
             Some(_) => {
-                return Err(invalid(EKS_TOKEN_EXPIRATION, "must be a number of seconds, at least 600".into()));
+                return Err(invalid(
+                    EKS_TOKEN_EXPIRATION,
+                    "must be a number of seconds, at least 600".into(),
+                ));
             }
         };
         let session_duration = match text(SESSION_DURATION).map(parse_duration) {

@@ -114,11 +114,23 @@ pub async fn serve(listener: TcpListener, endpoint: Arc<Endpoint>, limits: Arc<L
         // Over the limit the connection is closed: a reset is all that a flood deserves, and costs least.
         let Some(admission) = limits.admit(unmapped(peer.ip())) else { continue };
         let Ok(local) = stream.local_addr() else { continue };
-        tokio::spawn(connection(stream, Caller::new(peer, local), Arc::clone(&endpoint), admission, drain.clone()));
+        tokio::spawn(connection(
+            stream,
+            Caller::new(peer, local),
+            Arc::clone(&endpoint),
+            admission,
+            drain.clone(),
+        ));
     }
 }
 
-async fn connection(stream: TcpStream, caller: Caller, endpoint: Arc<Endpoint>, admission: Admission, drain: Drain) {
+async fn connection(
+    stream: TcpStream,
+    caller: Caller,
+    endpoint: Arc<Endpoint>,
+    admission: Admission,
+    drain: Drain,
+) {
     let _ = stream.set_nodelay(true);
     let answers = ecs::Connection::new(endpoint, caller);
     let service = service_fn(move |request| Arc::clone(&answers).answer(request));

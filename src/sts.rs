@@ -62,16 +62,27 @@ impl Error {
     /// Sorts STS's answer by its code; `message` decides only where one code means two things.
     /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html#API_AssumeRoleWithWebIdentity_Errors>
     fn from_answer(role: &str, status: u16, code: Option<&str>, message: &str) -> Self {
-        let Some(code) = code else { return Self::Away(format!("HTTP status {status} without an error code")) };
+        let Some(code) = code else {
+            return Self::Away(format!("HTTP status {status} without an error code"));
+        };
         match code {
-            "Throttling" | "ThrottlingException" | "ThrottledException" | "RequestLimitExceeded"
-            | "TooManyRequestsException" | "SlowDown" => Self::Throttled { code: code.into() },
+            "Throttling"
+            | "ThrottlingException"
+            | "ThrottledException"
+            | "RequestLimitExceeded"
+            | "TooManyRequestsException"
+            | "SlowDown" => Self::Throttled { code: code.into() },
             // STS could not fetch the issuer's keys at that moment; the PHP and Ruby SDKs retry it too.
             "InvalidIdentityToken" if message.contains("retrieve verification key") => {
                 Self::Away(format!("{code}: STS could not fetch the issuer's keys"))
             }
-            "IDPCommunicationError" | "RequestTimeout" | "RequestTimeoutException" | "InternalFailure"
-            | "InternalError" | "InternalServerError" | "ServiceUnavailable" => Self::Away(code.into()),
+            "IDPCommunicationError"
+            | "RequestTimeout"
+            | "RequestTimeoutException"
+            | "InternalFailure"
+            | "InternalError"
+            | "InternalServerError"
+            | "ServiceUnavailable" => Self::Away(code.into()),
             _ if status == 429 => Self::Throttled { code: code.into() },
             _ if status >= 500 => Self::Away(format!("HTTP status {status}, {code}")),
             _ => Self::Denied { role: role.into(), code: code.into(), fix: likely_fix(code) },
@@ -88,9 +99,15 @@ fn likely_fix(code: &str) -> &'static str {
         "InvalidIdentityToken" => {
             "IAM needs an OIDC provider for this cluster's issuer that lists the token's audience, and must be able to fetch its keys"
         }
-        "IDPRejectedClaim" => "The OIDC provider rejected the token: check the issuer's keys and the audience",
-        "ExpiredTokenException" | "ExpiredToken" => "The token was fresh: check the clocks of this node and of the API server",
-        "ValidationError" => "Check the ARN, and that the session's duration is at most the role's MaxSessionDuration",
+        "IDPRejectedClaim" => {
+            "The OIDC provider rejected the token: check the issuer's keys and the audience"
+        }
+        "ExpiredTokenException" | "ExpiredToken" => {
+            "The token was fresh: check the clocks of this node and of the API server"
+        }
+        "ValidationError" => {
+            "Check the ARN, and that the session's duration is at most the role's MaxSessionDuration"
+        }
         "RegionDisabledException" => "Activate STS in this region, or set --region to one where it is active",
         "PackedPolicyTooLarge" | "MalformedPolicyDocument" => "Check the rolecall.dev/policy-arns annotation",
         _ => "The agent's log has STS's own words",
@@ -142,12 +159,15 @@ impl StsClient {
                 TimeoutConfig::builder().connect_timeout(CONNECT).operation_timeout(CONNECT + ANSWER).build(),
             );
         config.set_endpoint_url(endpoint_url.map(str::to_owned));
-        Ok(Self { client: aws_sdk_sts::Client::from_conf(config.build()), custom_endpoint: endpoint_url.is_some() })
+        Ok(Self {
+            client: aws_sdk_sts::Client::from_conf(config.build()),
+            custom_endpoint: endpoint_url.is_some(),
+        })
     }
 }
 
 /// The SDK panics on a bad bundle, so it is read here first.
-fn check_pem(pem: &[u8]) -> Result<(), String> {
+pub(crate) fn check_pem(pem: &[u8]) -> Result<(), String> {
     let mut certificates = 0;
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
@@ -187,7 +207,11 @@ mod tests {
             assert_eq!(sorted(status, code, ""), "StsUnavailable", "{code}");
         }
         assert_eq!(
-            sorted(400, "InvalidIdentityToken", "Couldn't retrieve verification key from your identity provider"),
+            sorted(
+                400,
+                "InvalidIdentityToken",
+                "Couldn't retrieve verification key from your identity provider"
+            ),
             "StsUnavailable"
         );
         assert_eq!(Error::from_answer("r", 200, None, "").code(), "StsUnavailable");

@@ -74,7 +74,10 @@ impl Lines {
         let mut queue = self.lock();
         queue.closed = true;
         self.shared.changed.notify_one();
-        let done = self.shared.changed.wait_timeout_while(queue, patience, |queue| queue.writing || !queue.bytes.is_empty());
+        let done = self
+            .shared
+            .changed
+            .wait_timeout_while(queue, patience, |queue| queue.writing || !queue.bytes.is_empty());
         drop(done);
     }
 
@@ -182,7 +185,11 @@ impl Access<'_> {
     fn line(&self, code: &str, status: u16, took: Duration) -> String {
         let mut line = String::with_capacity(512);
         // `write!` to a String cannot fail.
-        let _ = write!(line, r#"{{"timestamp":"{:.3}","target":"access","code":"{code}","status":{status}"#, time::now());
+        let _ = write!(
+            line,
+            r#"{{"timestamp":"{:.3}","target":"access","code":"{code}","status":{status}"#,
+            time::now()
+        );
         let _ = write!(line, r#","duration_us":{},"client.addr":"{}""#, took.as_micros(), self.peer);
         if let Some(lookup) = self.trail.lookup {
             text(&mut line, "cache", lookup.as_str());

@@ -16,5 +16,8 @@ pub fn between(earlier: Timestamp, later: Timestamp) -> Duration {
 
 /// `moment` and `after` more, or the end of time.
 pub fn plus(moment: Timestamp, after: Duration) -> Timestamp {
-    SignedDuration::try_from(after).ok().and_then(|after| moment.checked_add(after).ok()).unwrap_or(Timestamp::MAX)
+    SignedDuration::try_from(after)
+        .ok()
+        .and_then(|after| moment.checked_add(after).ok())
+        .unwrap_or(Timestamp::MAX)
 }

@@ -36,7 +36,12 @@ pub async fn follow(pods: Arc<Pods>, accounts: Arc<ServiceAccounts>, cache: Arc<
 }
 
 /// Brings the cache in line with the node; returns the pods whose plans are settled.
-fn reconcile(pods: &Pods, accounts: &ServiceAccounts, cache: &Cache, known: &HashSet<PodUid>) -> HashSet<PodUid> {
+fn reconcile(
+    pods: &Pods,
+    accounts: &ServiceAccounts,
+    cache: &Cache,
+    known: &HashSet<PodUid>,
+) -> HashSet<PodUid> {
     let mut in_use: HashMap<PlanKey, Arc<RolePlan>> = HashMap::new();
     let mut asking = HashMap::new();
     let mut settled = HashSet::new();

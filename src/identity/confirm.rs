@@ -1,4 +1,7 @@
 //! Confirms with a quorum list what the watch shows under an address, before anything is issued for it.
+//!
+//! Pods that show our variable are confirmed as soon as the watch shows their address, so that their first question
+//! need not wait for it; all others when they ask.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,9 +10,10 @@ use std::time::Duration;
 use dashmap::DashMap;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
-use super::pods::{Pod, PodUid};
+use super::pods::{Pod, PodUid, Pods};
+use super::{Claim, judge};
 use crate::cluster::{Cluster, Error};
 
 /// At most one list a second: a node's whole load on the API server for this.
@@ -17,26 +21,31 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Several times the pods of a node: with IPv6 every pod that ever was has an address of its own.
 const MAX_CONFIRMED: usize = 2048;
 
-struct Listed {
-    begun: Instant,
-    pods: Result<Arc<Vec<Arc<Pod>>>, Error>,
+/// A list that has ended.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    /// When it was asked for. What happened before is in it.
+    pub(super) begun: Instant,
+    /// Why it brought nothing.
+    pub(super) failure: Option<Error>,
 }
 
 /// Confirmed addresses, and the one list in flight.
 pub(super) struct Confirmations {
-    confirmed: DashMap<IpAddr, PodUid>,
+    confirmed: Arc<DashMap<IpAddr, PodUid>>,
     wanted: Arc<Notify>,
-    listed: watch::Receiver<Option<Arc<Listed>>>,
+    listed: watch::Receiver<Option<Listed>>,
     lister: AbortHandle,
 }
 
 impl Confirmations {
     /// Starts the task that lists, which runs as long as this lives.
-    pub(super) fn start(cluster: Arc<dyn Cluster>) -> Self {
+    pub(super) fn start(pods: Arc<Pods>, cluster: Arc<dyn Cluster>) -> Self {
         let (sender, listed) = watch::channel(None);
-        let wanted = Arc::new(Notify::new());
-        let lister = tokio::spawn(list(cluster, Arc::clone(&wanted), sender)).abort_handle();
-        Self { confirmed: DashMap::new(), wanted, listed, lister }
+        let (confirmed, wanted) = (Arc::<DashMap<_, _>>::default(), Arc::<Notify>::default());
+        let lister = Lister { pods, cluster, confirmed: Arc::clone(&confirmed), listed: sender };
+        let lister = tokio::spawn(lister.run(Arc::clone(&wanted))).abort_handle();
+        Self { confirmed, wanted, listed, lister }
     }
 
     /// Was this address confirmed for this very pod? Another pod under it has another UID.
@@ -44,32 +53,14 @@ impl Confirmations {
         self.confirmed.get(&address).is_some_and(|confirmed| *confirmed == *uid)
     }
 
-    /// Remembers a confirmation. Forgetting all of them costs one list each, so the bound is simple.
-    pub(super) fn confirm(&self, address: IpAddr, uid: PodUid) {
-        if self.confirmed.len() >= MAX_CONFIRMED {
-            self.confirmed.clear();
-        }
-        self.confirmed.insert(address, uid);
+    /// Asks for a list; `lists` tells when one has ended.
+    pub(super) fn want(&self) {
+        self.wanted.notify_one();
     }
 
-    /// This node's pods, from a list that began after `accepted`.
-    pub(super) async fn list_since(
-        &self,
-        accepted: Instant,
-        deadline: Instant,
-    ) -> Result<Arc<Vec<Arc<Pod>>>, Error> {
-        let mut listed = self.listed.clone();
-        loop {
-            let newest = listed.borrow_and_update().clone();
-            if let Some(Listed { pods: Ok(pods), .. }) = newest.as_deref().filter(|list| list.begun >= accepted) {
-                return Ok(Arc::clone(pods));
-            }
-            self.wanted.notify_one();
-            if timeout_at(deadline, listed.changed()).await.is_err() {
-                let failed = newest.and_then(|list| list.pods.as_ref().err().cloned());
-                return Err(failed.unwrap_or_else(|| Error::Away("no list of this node's pods in time".into())));
-            }
-        }
+    /// The last list that ended, and those to come.
+    pub(super) fn lists(&self) -> watch::Receiver<Option<Listed>> {
+        self.listed.clone()
     }
 }
 
@@ -79,12 +70,73 @@ impl Drop for Confirmations {
     }
 }
 
-async fn list(cluster: Arc<dyn Cluster>, wanted: Arc<Notify>, listed: watch::Sender<Option<Arc<Listed>>>) {
-    loop {
-        wanted.notified().await;
-        let begun = Instant::now();
-        let pods = cluster.pods_now().await.map(|pods| Arc::new(pods.into_iter().map(Arc::new).collect()));
-        listed.send_replace(Some(Arc::new(Listed { begun, pods })));
-        sleep_until(begun + PAUSE).await;
+struct Lister {
+    pods: Arc<Pods>,
+    cluster: Arc<dyn Cluster>,
+    confirmed: Arc<DashMap<IpAddr, PodUid>>,
+    listed: watch::Sender<Option<Listed>>,
+}
+
+impl Lister {
+    async fn run(self, wanted: Arc<Notify>) {
+        let mut changes = self.pods.changes();
+        loop {
+            changes.mark_unchanged();
+            if !self.expected() {
+                tokio::select! {
+                    () = wanted.notified() => {}
+                    _ = changes.changed() => continue,
+                }
+            }
+            let begun = Instant::now();
+            let failure = match self.cluster.pods_now().await {
+                Ok(now) => {
+                    self.confirm(&now.into_iter().map(Arc::new).collect::<Vec<_>>());
+                    None
+                }
+                Err(failure) => Some(failure),
+            };
+            let failed = failure.is_some();
+            self.listed.send_replace(Some(Listed { begun, failure }));
+            sleep_until(begun + PAUSE).await;
+            // What this list did not confirm waits for the watch to change, or for somebody to ask: no polling.
+            if failed || self.expected() {
+                tokio::select! {
+                    () = wanted.notified() => wanted.notify_one(),
+                    _ = changes.changed() => {}
+                }
+            }
+        }
+    }
+
+    /// Is there a pod that will ask, and that the watch shows alone under an address not confirmed for it?
+    fn expected(&self) -> bool {
+        let asking = self.pods.all().into_iter().filter(|pod| pod.asks && !pod.host_network);
+        asking.flat_map(|pod| pod.addresses.clone()).any(|address| self.unconfirmed(address).is_some())
+    }
+
+    fn unconfirmed(&self, address: IpAddr) -> Option<PodUid> {
+        match judge(self.pods.claimants(address).iter()) {
+            Claim::One(pod) if self.confirmed.get(&address).is_none_or(|uid| *uid != pod.uid) => {
+                Some(pod.uid.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes over every address under which the watch and the list see the same single pod.
+    fn confirm(&self, now: &[Arc<Pod>]) {
+        for address in now.iter().flat_map(|pod| &pod.addresses) {
+            let Some(uid) = self.unconfirmed(*address) else { continue };
+            let claimants = now.iter().filter(|pod| pod.addresses.contains(address));
+            if !matches!(judge(claimants), Claim::One(pod) if pod.uid == uid) {
+                continue;
+            }
+            // Forgetting all of them costs one list each, so the bound is simple.
+            if self.confirmed.len() >= MAX_CONFIRMED {
+                self.confirmed.clear();
+            }
+            self.confirmed.insert(*address, uid);
+        }
     }
 }

@@ -1,0 +1,222 @@
+//! Who is behind an address: every race that was seen on a real cluster, as data.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::*;
+use crate::fakes::{FakeCluster, pod};
+
+const HOLD: Duration = Duration::from_millis(900);
+
+struct Node {
+    pods: Arc<Pods>,
+    cluster: Arc<FakeCluster>,
+    identity: Identity,
+}
+
+impl Node {
+    fn new() -> Self {
+        let (pods, cluster) = (Arc::new(Pods::default()), Arc::new(FakeCluster::default()));
+        let identity = Identity::by_address(Arc::clone(&pods), Arc::clone(&cluster) as _);
+        Self { pods, cluster, identity }
+    }
+
+    /// Watch and quorum list agree on these pods.
+    fn with(pods: &[&Pod]) -> Self {
+        let node = Self::new();
+        node.set(pods);
+        node
+    }
+
+    fn set(&self, pods: &[&Pod]) {
+        let pods: Vec<Pod> = pods.iter().map(|pod| (*pod).clone()).collect();
+        self.cluster.set_pods(pods.clone());
+        self.pods.reset(pods);
+    }
+
+    async fn ask(&self, caller: &Caller) -> Result<String, Error> {
+        let attested = self.identity.attest(caller, Instant::now() + HOLD).await?;
+        Ok(attested.pod().name.to_string())
+    }
+}
+
+fn caller(address: &str) -> Caller {
+    Caller::new(SocketAddr::new(address.parse().unwrap(), 40000), "169.254.170.23:9902".parse().unwrap())
+}
+
+fn finished(pod: Pod) -> Pod {
+    Pod { finished: true, ..pod }
+}
+
+fn terminating(pod: Pod) -> Pod {
+    Pod { terminating: true, ..pod }
+}
+
+const IP: &str = "10.0.0.7";
+
+/// At most one list a second, and one that began before a connection confirms nothing for it.
+async fn next_list_is_due() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_known_by_its_address_in_either_form() {
+    let node = Node::with(&[&pod("web", IP)]);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap(), "web");
+    assert_eq!(node.ask(&caller("::ffff:10.0.0.7")).await.unwrap(), "web");
+    assert_eq!(node.ask(&caller("10.0.0.8")).await.unwrap_err().code(), "PodNotKnownYet");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_pods_with_one_address_are_refused() {
+    let node = Node::with(&[&pod("a", IP), &pod("b", IP)]);
+    assert_eq!(
+        node.ask(&caller(IP)).await.unwrap_err(),
+        Error::Ambiguous { address: IP.parse().unwrap(), count: 2 }
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finished_pod_that_keeps_its_address_is_not_the_caller() {
+    let node = Node::with(&[&finished(pod("job", IP)), &pod("web", IP)]);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap(), "web");
+    node.set(&[&finished(pod("job", IP))]);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap_err().code(), "PodNotKnownYet");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_being_deleted_gives_way_to_its_addresss_next_owner() {
+    let node = Node::with(&[&terminating(pod("old", IP)), &pod("new", IP)]);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap(), "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_connection_whose_only_match_is_terminating_is_refused() {
+    let node = Node::with(&[&terminating(pod("old", IP))]);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap_err(), Error::Terminating { address: IP.parse().unwrap() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_terminating_pod_keeps_the_connection_it_had() {
+    let node = Node::with(&[&pod("web", IP)]);
+    let kept = caller(IP);
+    assert_eq!(node.ask(&kept).await.unwrap(), "web");
+    node.set(&[&terminating(pod("web", IP))]);
+    assert_eq!(node.ask(&kept).await.unwrap(), "web", "its shutdown hooks need credentials");
+    node.set(&[&terminating(pod("web", IP)), &pod("next", IP)]);
+    assert_eq!(node.ask(&kept).await.unwrap_err().code(), "CallerAmbiguous");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_connection_ends_with_its_pod_even_if_the_address_lives_on() {
+    let node = Node::with(&[&pod("web", IP)]);
+    let kept = caller(IP);
+    assert_eq!(node.ask(&kept).await.unwrap(), "web");
+    node.set(&[&pod("next", IP)]);
+    assert_eq!(node.ask(&kept).await.unwrap_err(), Error::Gone { address: IP.parse().unwrap() });
+    next_list_is_due().await;
+    assert_eq!(node.ask(&caller(IP)).await.unwrap(), "next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_address_changed_is_not_known_by_the_old_one() {
+    let node = Node::with(&[&pod("web", IP)]);
+    let kept = caller(IP);
+    assert_eq!(node.ask(&kept).await.unwrap(), "web");
+    node.set(&[&pod("web", "10.0.0.9")]);
+    assert_eq!(node.ask(&kept).await.unwrap_err().code(), "CallerNotIdentified");
+    next_list_is_due().await;
+    assert_eq!(node.ask(&caller("10.0.0.9")).await.unwrap(), "web");
+}
+
+#[tokio::test(start_paused = true)]
+async fn host_processes_and_host_network_pods_are_not_answered_by_address() {
+    let host = Pod { host_network: true, ..pod("proxy", "192.0.2.1") };
+    let node = Node::with(&[&host]);
+    for address in ["192.0.2.1", "169.254.170.23", "127.0.0.1", "::1"] {
+        let begun = Instant::now();
+        assert_eq!(node.ask(&caller(address)).await.unwrap_err().code(), "CallerNotIdentified", "{address}");
+        assert_eq!(begun.elapsed(), Duration::ZERO, "it will not be known later either");
+    }
+    // A pod that shows the node's address as its own cannot be told apart from the node.
+    node.set(&[&host, &pod("odd", "192.0.2.1")]);
+    assert_eq!(node.ask(&caller("192.0.2.1")).await.unwrap_err().code(), "CallerAmbiguous");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_address_waits_for_the_watch_and_is_woken_by_it() {
+    let node = Node::with(&[]);
+    let caller = caller(IP);
+    let (answer, took) = tokio::join!(node.ask(&caller), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.set(&[&pod("late", IP)]);
+        Instant::now()
+    });
+    assert_eq!(answer.unwrap(), "late");
+    assert_eq!(took.elapsed(), Duration::ZERO, "woken by the event, not by a timer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_known_before_the_first_list() {
+    let node = Node::new();
+    assert_eq!(node.ask(&caller(IP)).await.unwrap_err(), Error::NotSynced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stale_watch_shows_is_not_believed() {
+    let node = Node::new();
+    node.pods.reset(vec![pod("old", IP)]);
+    node.cluster.set_pods(vec![pod("new", IP)]);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap_err().code(), "PodNotKnownYet");
+    node.pods.reset(vec![pod("new", IP)]);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap(), "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_issued_for_an_address_that_cannot_be_confirmed() {
+    let node = Node::with(&[&pod("web", IP)]);
+    node.cluster.fail(Some(crate::cluster::Error::Away("the test said so".into())));
+    assert_eq!(node.ask(&caller(IP)).await.unwrap_err().code(), "KubeUnavailable");
+    node.cluster.fail(None);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap(), "web");
+    // Once it is, the API server may go: known pods keep being known.
+    node.cluster.fail(Some(crate::cluster::Error::Away("the test said so".into())));
+    assert_eq!(node.ask(&caller(IP)).await.unwrap(), "web");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_will_ask_is_confirmed_before_it_does() {
+    let node = Node::with(&[&Pod { asks: true, ..pod("web", IP) }, &pod("quiet", "10.0.0.8")]);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(node.cluster.lists(), 1, "one list, and none again while nothing changes");
+    let begun = Instant::now();
+    node.cluster.fail(Some(crate::cluster::Error::Away("the test said so".into())));
+    assert_eq!(node.ask(&caller(IP)).await.unwrap(), "web");
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_whose_pod_changed_is_confirmed_again() {
+    let node = Node::with(&[&pod("web", IP)]);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap(), "web");
+    next_list_is_due().await;
+    // The watch shows a new pod; etcd has a third one by now.
+    node.pods.reset(vec![pod("new", IP)]);
+    node.cluster.set_pods(vec![pod("newer", IP)]);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap_err().code(), "PodNotKnownYet");
+    assert_eq!(
+        node.cluster.lists(),
+        2,
+        "what was not confirmed waits for the watch, or for the next question"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_new_pods_costs_one_list_a_second() {
+    let pods: Vec<Pod> = (1..=110).map(|n| pod(&format!("p{n}"), &format!("10.0.1.{n}"))).collect();
+    let node = Node::with(&pods.iter().collect::<Vec<_>>());
+    let callers: Vec<Caller> = pods.iter().map(|pod| caller(&pod.addresses[0].to_string())).collect();
+    let answers = futures_util::future::join_all(callers.iter().map(|caller| node.ask(caller))).await;
+    assert!(answers.iter().all(Result::is_ok));
+    assert_eq!(node.cluster.lists(), 1);
+}

@@ -80,14 +80,19 @@ impl Connection {
     ///
     /// # Errors
     /// Never: a refusal is an answer.
-    pub async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    pub async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
         let begun = Instant::now();
         let endpoint = &*self.endpoint;
         let mut trail = Trail::default();
         let answer = match endpoint.check(&request) {
-            Ok(()) => {
-                endpoint.broker.credentials(&self.caller, begun + HOLD, &mut trail).await.map_err(Refusal::Broker)
-            }
+            Ok(()) => endpoint
+                .broker
+                .credentials(&self.caller, begun + HOLD, &mut trail)
+                .await
+                .map_err(Refusal::Broker),
             Err(refused) => Err(Refusal::Request(refused)),
         };
         let first = !self.answered.swap(true, Ordering::Relaxed);
@@ -149,7 +154,8 @@ impl Endpoint {
         let Ok(host) = host.to_str() else { return false };
         // With its port, or without: SDKs leave 80 out, and so does a redirect.
         let address = host.parse().map(|address: SocketAddr| address.ip());
-        let address = address.or_else(|_| host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>());
+        let address =
+            address.or_else(|_| host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>());
         address.is_ok_and(|address| self.hosts.contains(&address))
     }
 
@@ -180,7 +186,8 @@ pub fn document(credentials: &Credentials, plan: &RolePlan) -> Bytes {
         access_key_id: &credentials.access_key_id,
         secret_access_key: credentials.secret_access_key.expose_secret(),
         token: credentials.session_token.expose_secret(),
-        expiration: credentials.expiration.to_string(),
+        // Cut to whole seconds: some SDKs read no fractions.
+        expiration: format!("{:.0}", credentials.expiration),
         account_id: plan.role.account(),
         role_arn: plan.role.as_str(),
     };

@@ -85,14 +85,16 @@ impl Refusal {
                 RequestError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
                 RequestError::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 RequestError::NotDirect(_) => StatusCode::FORBIDDEN,
-                RequestError::AuthorizationRequired | RequestError::AuthorizationInvalid => StatusCode::UNAUTHORIZED,
+                RequestError::AuthorizationRequired | RequestError::AuthorizationInvalid => {
+                    StatusCode::UNAUTHORIZED
+                }
             },
             Self::Broker(err) => match err {
                 broker::Error::Identity(err) => match err {
                     // Go, Rust, Java, C++ stop at once; botocore and JS ask three or four times.
-                    identity::Error::Host { .. } | identity::Error::Ambiguous { .. } | identity::Error::Gone { .. } => {
-                        StatusCode::FORBIDDEN
-                    }
+                    identity::Error::Host { .. }
+                    | identity::Error::Ambiguous { .. }
+                    | identity::Error::Gone { .. } => StatusCode::FORBIDDEN,
                     // Retried by all: the next try finds the pod, or the API server.
                     identity::Error::NotKnownYet { .. }
                     | identity::Error::Terminating { .. }
@@ -103,7 +105,9 @@ impl Refusal {
                 broker::Error::Role(err) => match err {
                     // 404 ends it for every SDK but botocore, JS and Ruby: nothing here will change by asking again.
                     role::Error::NoRole { .. } => StatusCode::NOT_FOUND,
-                    role::Error::InvalidRole { .. } | role::Error::InvalidPlan { .. } => StatusCode::BAD_REQUEST,
+                    role::Error::InvalidRole { .. } | role::Error::InvalidPlan { .. } => {
+                        StatusCode::BAD_REQUEST
+                    }
                     role::Error::NotAllowed { .. } => StatusCode::FORBIDDEN,
                 },
                 broker::Error::Exchange(err) => match err {
@@ -143,7 +147,10 @@ impl Refusal {
 
     /// A failure to identify is never remembered: its connection ends with its answer.
     fn closes(&self) -> bool {
-        matches!(self, Self::Broker(broker::Error::Identity(_)) | Self::Request(RequestError::HeadersTooLarge))
+        matches!(
+            self,
+            Self::Broker(broker::Error::Identity(_)) | Self::Request(RequestError::HeadersTooLarge)
+        )
     }
 }
 

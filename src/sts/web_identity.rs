@@ -34,7 +34,8 @@ impl Sts for StsClient {
         token: &'a BoundToken,
     ) -> BoxFuture<'a, Result<Credentials, Error>> {
         Box::pin(async move {
-            let policies = plan.policy_arns.iter().map(|arn| PolicyDescriptorType::builder().arn(arn).build()).collect();
+            let policies =
+                plan.policy_arns.iter().map(|arn| PolicyDescriptorType::builder().arn(arn).build()).collect();
             let clock = ServerClock::default();
             let mut call = self
                 .client
@@ -77,7 +78,8 @@ fn credentials(
             return Err(no_answer(name));
         }
     }
-    let expiration = Timestamp::from_second(keys.expiration.secs()).map_err(|_| no_answer("usable Expiration"))?;
+    let expiration =
+        Timestamp::from_second(keys.expiration.secs()).map_err(|_| no_answer("usable Expiration"))?;
     // STS's own clock says what is left; this node's may be wrong by hours. It never exceeds what was asked for.
     let life = time::between(server.unwrap_or_else(time::now), expiration).min(asked);
     if life.is_zero() {
@@ -102,10 +104,13 @@ fn sorted(plan: &RolePlan, err: &SdkError<AssumeRoleWithWebIdentityError, HttpRe
             Error::from_answer(plan.role.as_str(), status, answer.err().code(), message)
         }
         SdkError::TimeoutError(_) => Error::Away("no answer within the deadline".into()),
-        SdkError::DispatchFailure(failure) if failure.is_timeout() => Error::Away("no connection within 1 s".into()),
-        SdkError::DispatchFailure(failure) => {
-            Error::Away(format!("no connection: {}", failure.as_connector_error().map_or_else(|| "unknown".into(), |err| root_cause(err))))
+        SdkError::DispatchFailure(failure) if failure.is_timeout() => {
+            Error::Away("no connection within 1 s".into())
         }
+        SdkError::DispatchFailure(failure) => Error::Away(format!(
+            "no connection: {}",
+            failure.as_connector_error().map_or_else(|| "unknown".into(), |err| root_cause(err))
+        )),
         SdkError::ResponseError(answer) => {
             Error::Away(format!("HTTP status {} with an answer that is none", answer.raw().status().as_u16()))
         }
@@ -113,7 +118,9 @@ fn sorted(plan: &RolePlan, err: &SdkError<AssumeRoleWithWebIdentityError, HttpRe
     };
     // STS's own words go to the log alone: they may name other objects. STS never repeats the token in them.
     let upstream = match err {
-        SdkError::ServiceError(answer) => answer.err().message().unwrap_or_default().chars().take(500).collect(),
+        SdkError::ServiceError(answer) => {
+            answer.err().message().unwrap_or_default().chars().take(500).collect()
+        }
         _ => String::new(),
     };
     tracing::warn!(

@@ -1,0 +1,251 @@
+//! Builds every part, binds every listener, owns readiness and drain.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use futures_util::future::BoxFuture;
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval_at};
+
+use crate::admin::{self, Status};
+use crate::broker::Broker;
+use crate::cache::Cache;
+use crate::cluster::watch::WatchHealth;
+use crate::cluster::{Cluster, api, client};
+use crate::config::{Config, Kube};
+use crate::credentials::Credentials;
+use crate::exchange::Exchange;
+use crate::identity::Identity;
+use crate::identity::pods::Pods;
+use crate::metrics::Metrics;
+use crate::role::{Defaults, RolePlan};
+use crate::server::ecs::Endpoint;
+use crate::server::{self, Limits};
+use crate::service_accounts::ServiceAccounts;
+use crate::shutdown::{self, Drain};
+use crate::sts::{self, Sts, StsClient};
+use crate::telemetry::Lines;
+use crate::token::BoundToken;
+use crate::{identity, service_accounts, sys, warm};
+
+/// How often memory that a burst has freed is given back.
+const TRIM: Duration = Duration::from_secs(30);
+/// While the API server cannot be reached, the node's label is asked for again.
+const REGION_RETRY: Duration = Duration::from_secs(2);
+
+/// The path of a request, from "pod" to "answer", whatever its doors: the agent's and `rolecall dev`'s own.
+pub struct App {
+    /// This node's pods; whoever knows them fills it.
+    pub pods: Arc<Pods>,
+    /// Their ServiceAccounts; likewise.
+    pub accounts: Arc<ServiceAccounts>,
+    /// The plans in use.
+    pub cache: Arc<Cache>,
+    /// All series.
+    pub metrics: Arc<Metrics>,
+    /// Shown by `/statusz` and by every answer that is not credentials.
+    pub instance: String,
+    lines: Arc<Lines>,
+    broker: Broker,
+}
+
+impl App {
+    /// Wires the path between the two doors.
+    pub fn new(
+        plan: Defaults,
+        cluster: Arc<dyn Cluster>,
+        sts: Arc<dyn Sts>,
+        metrics: Arc<Metrics>,
+        lines: Arc<Lines>,
+    ) -> Self {
+        let pods = Arc::new(Pods::default());
+        let accounts = Arc::new(ServiceAccounts::new(plan));
+        let exchange = Exchange::new(Arc::clone(&pods), Arc::clone(&cluster), sts, Arc::clone(&metrics));
+        let cache = Arc::new(Cache::new(Arc::new(exchange)));
+        let identity = Identity::by_address(Arc::clone(&pods), cluster);
+        let broker = Broker::new(identity, Arc::clone(&accounts), Arc::clone(&cache), Arc::clone(&metrics));
+        let instance = format!("{:016x}", fastrand::u64(..));
+        Self { pods, accounts, cache, metrics, instance, lines, broker }
+    }
+
+    /// Serves `listeners` until `drain` begins, and keeps the plans in step with the pods.
+    pub fn serve(
+        self,
+        listeners: Vec<TcpListener>,
+        authorization: Option<SecretString>,
+        drain: &Drain,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<()> {
+        let addresses: Vec<SocketAddr> =
+            listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        let endpoint =
+            Endpoint::new(self.broker, self.metrics, self.lines, &addresses, authorization, &self.instance);
+        let limits = Limits::new();
+        for listener in listeners {
+            tasks.spawn(server::serve(listener, Arc::clone(&endpoint), Arc::clone(&limits), drain.clone()));
+        }
+        tasks.spawn(warm::follow(self.pods, self.accounts, self.cache));
+        Ok(())
+    }
+}
+
+/// Runs the node agent until a signal ends it.
+///
+/// # Errors
+/// What made the start fail; passing trouble of the API server does not: the agent waits for it, not ready.
+pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> Result<()> {
+    sys::harden().context("the process cannot be hardened")?;
+    tracing::info!(config = ?config, version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::warn!(
+        "--identity=ip believes the source address: it cannot see a pod that spoofs another's on a shared bridge, \
+         nor a new pod that asks before the API server has marked the address's old owner as deleted"
+    );
+    let (trigger, drain) = shutdown::drain();
+    let mut tasks = JoinSet::new();
+
+    let listeners = bind(&config.listen)?;
+    let scraped = TcpListener::bind(config.metrics_listen)
+        .await
+        .with_context(|| format!("--metrics-listen {}", config.metrics_listen))?;
+    let local = admin::bind_local(&config.local_socket).with_context(|| {
+        format!("--local-socket {}: run `rolecall net install` first", config.local_socket.display())
+    })?;
+
+    let kubeconfig = match &config.kube {
+        Kube::InCluster => None,
+        Kube::Kubeconfig(path) => Some(path.as_path()),
+    };
+    let kube = client::client(&client::config(kubeconfig).await?)?;
+    let api = Arc::new(api::KubeApi::new(kube.clone(), &*config.node_name));
+    let sts = Arc::new(RegionalSts::default());
+    let app = App::new(config.plan.clone(), Arc::clone(&api) as _, Arc::clone(&sts) as _, metrics, lines);
+
+    let (pods_watch, accounts_watch) = (Arc::new(WatchHealth::default()), Arc::new(WatchHealth::default()));
+    let (client, node) = (kube.clone(), Arc::clone(&config.node_name));
+    let (pods, health) = (Arc::clone(&app.pods), Arc::clone(&pods_watch));
+    tasks.spawn(async move { match identity::watch::follow(client, &node, pods, health).await {} });
+    let (pods, accounts, health) =
+        (Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&accounts_watch));
+    tasks.spawn(async move { match service_accounts::watch::follow(kube, pods, accounts, health).await {} });
+    let status = Arc::new(Status {
+        instance: app.instance.clone(),
+        metrics: Arc::clone(&app.metrics),
+        pods: Arc::clone(&app.pods),
+        cache: Arc::clone(&app.cache),
+        watches: Box::new(move |metrics| {
+            for (resource, health) in [("pods", &pods_watch), ("serviceaccounts", &accounts_watch)] {
+                metrics.watch(
+                    resource,
+                    health.restarts.load(Ordering::Relaxed),
+                    health.last_event.load(Ordering::Relaxed),
+                );
+            }
+        }),
+    });
+    tasks.spawn(admin::serve_metrics(scraped, Arc::clone(&status)));
+    tasks.spawn(admin::serve_local(local, status));
+    tasks.spawn(trim());
+    let pods = Arc::clone(&app.pods);
+    app.serve(listeners, None, &drain, &mut tasks)?;
+    drop(drain);
+
+    let started = async {
+        sts.connect(&config, &api).await?;
+        tracing::info!("waiting for the kube API's first list of this node's pods");
+        pods.wait_synced().await;
+        tracing::info!(pods = pods.len(), "ready");
+        std::future::pending::<Result<()>>().await
+    };
+    let signal = tokio::select! {
+        signal = shutdown::signalled() => signal?,
+        failed = started => return failed,
+    };
+    tracing::info!(signal, "draining");
+    let drained = trigger.finish().await;
+    let _ = std::fs::remove_file(&config.local_socket);
+    tracing::info!(drained, "stopped");
+    Ok(())
+}
+
+/// Every family is optional: one that the node lacks is a warning, none at all a failure.
+fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        match server::bind(*address) {
+            Ok(listener) => {
+                tracing::info!(address = %listener.local_addr()?, "listening");
+                listeners.push(listener);
+            }
+            Err(err) => tracing::warn!(%address, error = %err, "not listening here"),
+        }
+    }
+    if listeners.is_empty() {
+        bail!("no --listen address could be bound; the log says why for each");
+    }
+    Ok(listeners)
+}
+
+/// STS, once this node's region is known. Until then it is away, which callers wait out.
+#[derive(Default)]
+struct RegionalSts(OnceLock<StsClient>);
+
+impl RegionalSts {
+    /// The region is `--region`'s, or the node's label's. An STS of one's own needs none.
+    async fn connect(&self, config: &Config, api: &api::KubeApi) -> Result<()> {
+        let region = match (&config.region, &config.sts_endpoint_url) {
+            (Some(region), _) => region.clone(),
+            (None, Some(_)) => "us-east-1".to_owned(),
+            (None, None) => self.region_of_node(api).await?,
+        };
+        let client =
+            StsClient::new(&region, config.sts_endpoint_url.as_deref(), config.sts_ca_bundle.as_deref());
+        let client = client.map_err(|why| anyhow::anyhow!("--sts-ca-bundle: {why}"))?;
+        tracing::info!(region, endpoint = config.sts_endpoint_url, "STS");
+        let _ = self.0.set(client);
+        Ok(())
+    }
+
+    async fn region_of_node(&self, api: &api::KubeApi) -> Result<String> {
+        let mut said = false;
+        loop {
+            match api.region().await {
+                Ok(Some(region)) => return Ok(region),
+                Ok(None) => {
+                    bail!("set --region or AWS_REGION: this node has no label topology.kubernetes.io/region")
+                }
+                Err(err) if !said => {
+                    tracing::warn!(error = %err, "waiting for the kube API to ask for this node's region")
+                }
+                Err(_) => {}
+            }
+            said = true;
+            tokio::time::sleep(REGION_RETRY).await;
+        }
+    }
+}
+
+impl Sts for RegionalSts {
+    fn assume_role_with_web_identity<'a>(
+        &'a self,
+        plan: &'a RolePlan,
+        token: &'a BoundToken,
+    ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
+        match self.0.get() {
+            Some(client) => client.assume_role_with_web_identity(plan, token),
+            None => Box::pin(async { Err(sts::Error::Away("this node's region is not known yet".into())) }),
+        }
+    }
+}
+
+async fn trim() {
+    let mut ticks = interval_at(Instant::now() + TRIM, TRIM);
+    loop {
+        ticks.tick().await;
+        sys::trim_memory();
+    }
+}

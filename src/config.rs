@@ -1,0 +1,305 @@
+//! Every flag and variable of the agent: default, unit, meaning; checked once, all mistakes reported together.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::policy::Policy;
+use crate::role::session_name::Template;
+use crate::role::{Defaults, SESSION_LIFE, parse_duration};
+
+/// The port of the container-credential listeners: 80 cannot be shared with an ingress on the host network.
+pub const PORT: u16 = 9902;
+/// The addresses that SDKs accept over plain http, as listeners.
+pub const LISTEN: [&str; 3] = ["169.254.170.23:9902", "[fd00:ec2::23]:9902", "169.254.170.2:9902"];
+/// Where the probes, `/statusz` and `rolecall net verify` find the agent.
+pub const LOCAL_SOCKET: &str = "/run/rolecall/agent.sock";
+/// The default token audience: what IAM's OIDC providers are set up with.
+pub const AUDIENCE: &str = "sts.amazonaws.com";
+
+/// `rolecall agent`: flags as they were written. Each has an environment variable `ROLECALL_<FLAG>`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Args {
+    /// This node's name (downward API: spec.nodeName). Required.
+    #[arg(long, env = "ROLECALL_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// The cluster's name, for session names.
+    #[arg(long, env = "ROLECALL_CLUSTER_NAME")]
+    pub cluster_name: Option<String>,
+    /// Container-credential listener, ADDRESS:PORT. Repeatable [default: 169.254.170.23:9902, [fd00:ec2::23]:9902, 169.254.170.2:9902]
+    #[arg(long, env = "ROLECALL_LISTEN", value_delimiter = ',')]
+    pub listen: Vec<String>,
+    /// Prometheus listener, ADDRESS:PORT.
+    #[arg(long, env = "ROLECALL_METRICS_LISTEN", default_value = "127.0.0.1:9903")]
+    pub metrics_listen: String,
+    /// Unix socket for probes and status.
+    #[arg(long, env = "ROLECALL_LOCAL_SOCKET", default_value = LOCAL_SOCKET)]
+    pub local_socket: PathBuf,
+    /// Kubeconfig file [default: the pod's own ServiceAccount]
+    #[arg(long, env = "ROLECALL_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// How callers are told apart: ip (source address against the kube API's podIPs).
+    #[arg(long, env = "ROLECALL_IDENTITY", default_value = "ip")]
+    pub identity: String,
+    /// Audience of the tokens that STS is shown.
+    #[arg(long, env = "ROLECALL_AUDIENCE", default_value = AUDIENCE)]
+    pub audience: String,
+    /// What an annotation may ask for as audience. Repeatable [default: the value of --audience]
+    #[arg(long, env = "ROLECALL_ALLOW_AUDIENCE", value_delimiter = ',')]
+    pub allow_audience: Vec<String>,
+    /// AWS region of the STS endpoint [default: AWS_REGION, else the node's topology label]
+    #[arg(long, env = "ROLECALL_REGION")]
+    pub region: Option<String>,
+    /// Another STS: LocalStack, MinIO, Ceph, a VPC endpoint [default: AWS_ENDPOINT_URL_STS]
+    #[arg(long, env = "ROLECALL_STS_ENDPOINT_URL")]
+    pub sts_endpoint_url: Option<String>,
+    /// PEM file with further roots for that endpoint [default: AWS_CA_BUNDLE]
+    #[arg(long, env = "ROLECALL_STS_CA_BUNDLE")]
+    pub sts_ca_bundle: Option<PathBuf>,
+    /// Session duration, 15m to 12h; at most the role's MaxSessionDuration.
+    #[arg(long, env = "ROLECALL_SESSION_DURATION", default_value = "1h")]
+    pub session_duration: String,
+    /// Session name; may also hold {pod}, {node} and {cluster}.
+    #[arg(long, env = "ROLECALL_SESSION_NAME", default_value = "{namespace}.{service-account}")]
+    pub session_name: String,
+    /// NAMESPACE_GLOB=ARN_GLOB: which namespace may have which role. Repeatable [default: any]
+    #[arg(long, env = "ROLECALL_ALLOW_ROLE", value_delimiter = ',')]
+    pub allow_role: Vec<String>,
+}
+
+/// Where the API server is found.
+#[derive(Clone, Debug)]
+pub enum Kube {
+    /// The pod's own ServiceAccount.
+    InCluster,
+    /// A kubeconfig file.
+    Kubeconfig(PathBuf),
+}
+
+/// The configuration as understood.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `--node-name`
+    pub node_name: Arc<str>,
+    /// `--listen`
+    pub listen: Vec<SocketAddr>,
+    /// `--metrics-listen`
+    pub metrics_listen: SocketAddr,
+    /// `--local-socket`
+    pub local_socket: PathBuf,
+    /// `--kubeconfig`
+    pub kube: Kube,
+    /// `--region`; without one, the node's label is asked.
+    pub region: Option<String>,
+    /// `--sts-endpoint-url`
+    pub sts_endpoint_url: Option<String>,
+    /// The contents of `--sts-ca-bundle`.
+    pub sts_ca_bundle: Option<Vec<u8>>,
+    /// What every plan starts from.
+    pub plan: Defaults,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub struct Mistakes(pub Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for mistake in &self.0 {
+            writeln!(f, "error: {mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Checks `args`; `variable` looks AWS's own environment variables up.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn from_args(args: Args, variable: impl Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
+        // Every field by name: a flag that nobody reads does not compile.
+        let Args {
+            node_name,
+            cluster_name,
+            listen,
+            metrics_listen,
+            local_socket,
+            kubeconfig,
+            identity,
+            audience,
+            allow_audience,
+            region,
+            sts_endpoint_url,
+            sts_ca_bundle,
+            session_duration,
+            session_name,
+            allow_role,
+        } = args;
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let mut mistakes = Vec::new();
+        let mut wrong = |flag: &str, why: String| mistakes.push(format!("--{flag}: {why}"));
+
+        let node_name = node_name.filter(|name| !name.is_empty()).unwrap_or_else(|| {
+            wrong("node-name", "is required; in a pod: ROLECALL_NODE_NAME from spec.nodeName".into());
+            String::new()
+        });
+        let listen = if listen.is_empty() { LISTEN.map(str::to_owned).to_vec() } else { listen };
+        let mut addresses = Vec::new();
+        for text in &listen {
+            match text.parse::<SocketAddr>() {
+                // Any pod of any node could dial the node's own addresses, and identity is judged by address.
+                Ok(address) if address.ip().is_unspecified() => {
+                    wrong("listen", format!("{text:?} is every address of the node; name one"));
+                }
+                Ok(address) => addresses.push(address),
+                Err(_) => wrong("listen", format!("{text:?} is not ADDRESS:PORT, such as {}", LISTEN[0])),
+            }
+        }
+        let metrics_listen = metrics_listen.parse().unwrap_or_else(|_| {
+            wrong("metrics-listen", format!("{metrics_listen:?} is not ADDRESS:PORT (IPv6 in brackets)"));
+            SocketAddr::from(([127, 0, 0, 1], 9903))
+        });
+        match identity.as_str() {
+            "ip" => {}
+            "kernel" => wrong("identity", "kernel is not in this version yet; ip is".into()),
+            other => wrong("identity", format!("{other:?} is not ip")),
+        }
+        if audience.is_empty() {
+            wrong("audience", "is empty: that would be the API server's own audience".into());
+        }
+        let allowed_audiences =
+            if allow_audience.is_empty() { vec![audience.clone()] } else { allow_audience };
+        if !allowed_audiences.contains(&audience) {
+            wrong("allow-audience", format!("lacks the value of --audience, {audience:?}"));
+        }
+        let sts_endpoint_url = sts_endpoint_url.or_else(|| variable("AWS_ENDPOINT_URL_STS"));
+        if let Some(url) = &sts_endpoint_url {
+            let parsed = url
+                .parse::<http::Uri>()
+                .ok()
+                .filter(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some());
+            if parsed.is_none() {
+                wrong("sts-endpoint-url", format!("{url:?} is not http(s)://HOST"));
+            }
+        }
+        let sts_ca_bundle = sts_ca_bundle.or_else(|| variable("AWS_CA_BUNDLE").map(PathBuf::from));
+        let sts_ca_bundle = sts_ca_bundle.and_then(|path| match std::fs::read(&path) {
+            Ok(pem) => Some(pem),
+            Err(err) => {
+                wrong("sts-ca-bundle", format!("{}: {err}", path.display()));
+                None
+            }
+        });
+        if let Some(Err(why)) = sts_ca_bundle.as_deref().map(crate::sts::check_pem) {
+            wrong("sts-ca-bundle", why);
+        }
+        let session_duration = parse_duration(&session_duration)
+            .filter(|life| (SESSION_LIFE.0..=SESSION_LIFE.1).contains(life))
+            .unwrap_or_else(|| {
+                wrong(
+                    "session-duration",
+                    format!("{session_duration:?} is not from 15m to 12h, with its unit"),
+                );
+                Duration::default()
+            });
+        let cluster = cluster_name.unwrap_or_default();
+        let session_name =
+            Template::parse(&session_name, &node_name, &cluster).map_err(|why| wrong("session-name", why));
+        let policy = Policy::parse(&allow_role).map_err(|why| wrong("allow-role", why));
+        let (Ok(session_name), Ok(policy), true) = (session_name, policy, mistakes.is_empty()) else {
+            return Err(Mistakes(mistakes));
+        };
+        Ok(Self {
+            node_name: node_name.into(),
+            listen: addresses,
+            metrics_listen,
+            local_socket,
+            kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
+            region: region.or_else(|| variable("AWS_REGION")),
+            sts_endpoint_url,
+            sts_ca_bundle,
+            plan: Defaults {
+                audience: audience.into(),
+                allowed_audiences,
+                session_duration,
+                session_name,
+                policy,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> Args {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: Args,
+        }
+        <Cli as clap::Parser>::try_parse_from(["rolecall", "--node-name", "n"]).unwrap().args
+    }
+
+    #[test]
+    fn the_node_name_is_all_that_is_required() {
+        let config = Config::from_args(args(), |_| None).unwrap();
+        assert_eq!(config.listen.len(), 3);
+        assert_eq!(config.listen[0].port(), PORT);
+        assert_eq!(config.plan.session_duration, Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once() {
+        let args = Args {
+            node_name: None,
+            listen: vec!["0.0.0.0:9902".into(), "nonsense".into()],
+            metrics_listen: "9903".into(),
+            identity: "guess".into(),
+            session_duration: "3600".into(),
+            session_name: "{who}".into(),
+            sts_endpoint_url: Some("sts".into()),
+            sts_ca_bundle: Some("/nonexistent/ca.pem".into()),
+            allow_role: vec!["team-a".into()],
+            allow_audience: vec!["other".into()],
+            ..args()
+        };
+        let Mistakes(mistakes) = Config::from_args(args, |_| None).unwrap_err();
+        for flag in [
+            "node-name",
+            "listen",
+            "metrics-listen",
+            "identity",
+            "session-duration",
+            "session-name",
+            "sts-endpoint-url",
+            "sts-ca-bundle",
+            "allow-role",
+            "allow-audience",
+        ] {
+            assert!(
+                mistakes.iter().any(|mistake| mistake.starts_with(&format!("--{flag}:"))),
+                "{flag}: {mistakes:?}"
+            );
+        }
+        assert_eq!(mistakes.len(), 11, "two listeners are wrong");
+    }
+
+    #[test]
+    fn awss_own_variables_stand_in_for_flags() {
+        let variable = |name: &str| match name {
+            "AWS_REGION" => Some("eu-west-1".to_owned()),
+            "AWS_ENDPOINT_URL_STS" => Some("http://127.0.0.1:4566".to_owned()),
+            _ => None,
+        };
+        let config = Config::from_args(args(), variable).unwrap();
+        assert_eq!(config.region.as_deref(), Some("eu-west-1"));
+        assert_eq!(config.sts_endpoint_url.as_deref(), Some("http://127.0.0.1:4566"));
+        let flags = Args { region: Some("us-east-1".into()), ..args() };
+        assert_eq!(Config::from_args(flags, variable).unwrap().region.as_deref(), Some("us-east-1"));
+    }
+}

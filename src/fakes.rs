@@ -1,0 +1,285 @@
+//! The two outside doors, in memory: they record, are slow and fail on demand. Feature `testing` only.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::app::App;
+use crate::cluster::{self, Cluster};
+use crate::config::AUDIENCE;
+use crate::credentials::Credentials;
+use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::role::session_name::Template;
+use crate::role::{Defaults, RolePlan};
+use crate::sts::{self, Sts};
+use crate::telemetry::Lines;
+use crate::time;
+use crate::token::BoundToken;
+
+/// A role for every test that needs one.
+pub const ROLE: &str = "arn:aws:iam::123456789012:role/demo";
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it holds this lock")
+}
+
+/// A kube API: what a quorum list shows is set apart from what the watch has shown.
+#[derive(Default)]
+pub struct FakeCluster {
+    pods: Mutex<Vec<Pod>>,
+    away: Mutex<Option<cluster::Error>>,
+    gone: Mutex<Vec<PodUid>>,
+    delay: Mutex<Duration>,
+    lists: AtomicU64,
+    tokens: Mutex<Vec<PodUid>>,
+}
+
+impl FakeCluster {
+    /// What etcd has.
+    pub fn set_pods(&self, pods: Vec<Pod>) {
+        *locked(&self.pods) = pods;
+    }
+
+    /// Every call fails like this; `None` ends it.
+    pub fn fail(&self, error: Option<cluster::Error>) {
+        *locked(&self.away) = error;
+    }
+
+    /// TokenRequests for this pod are answered as for one that has gone.
+    pub fn lose(&self, uid: &PodUid) {
+        locked(&self.gone).push(uid.clone());
+    }
+
+    /// Every call takes this long.
+    pub fn slow(&self, delay: Duration) {
+        *locked(&self.delay) = delay;
+    }
+
+    /// Lists so far.
+    pub fn lists(&self) -> u64 {
+        self.lists.load(Ordering::Relaxed)
+    }
+
+    /// The pods that tokens were asked for, in order.
+    pub fn tokens(&self) -> Vec<PodUid> {
+        locked(&self.tokens).clone()
+    }
+
+    async fn answer(&self) -> Result<(), cluster::Error> {
+        let delay = *locked(&self.delay);
+        tokio::time::sleep(delay).await;
+        locked(&self.away).clone().map_or(Ok(()), Err)
+    }
+}
+
+impl Cluster for FakeCluster {
+    fn pods_now(&self) -> BoxFuture<'_, Result<Vec<Pod>, cluster::Error>> {
+        Box::pin(async {
+            self.lists.fetch_add(1, Ordering::Relaxed);
+            self.answer().await?;
+            Ok(locked(&self.pods).clone())
+        })
+    }
+
+    fn request_token<'a>(
+        &'a self,
+        pod: &'a Pod,
+        _audience: &'a str,
+        life: Duration,
+    ) -> BoxFuture<'a, Result<BoundToken, cluster::Error>> {
+        Box::pin(async move {
+            locked(&self.tokens).push(pod.uid.clone());
+            self.answer().await?;
+            if locked(&self.gone).contains(&pod.uid) {
+                return Err(cluster::Error::PodGone(pod.name.to_string()));
+            }
+            Ok(BoundToken::new(format!("token of {}", pod.uid).into(), life))
+        })
+    }
+}
+
+/// An STS: one set of keys per call, numbered.
+pub struct FakeSts {
+    life: Mutex<Duration>,
+    delay: Mutex<Duration>,
+    failures: Mutex<VecDeque<sts::Error>>,
+    failing: Mutex<Option<sts::Error>>,
+    calls: AtomicU64,
+    shown: Mutex<Vec<String>>,
+}
+
+impl Default for FakeSts {
+    fn default() -> Self {
+        Self {
+            life: Mutex::new(Duration::from_secs(3600)),
+            delay: Mutex::default(),
+            failures: Mutex::default(),
+            failing: Mutex::default(),
+            calls: AtomicU64::new(0),
+            shown: Mutex::default(),
+        }
+    }
+}
+
+impl FakeSts {
+    /// Every call takes this long.
+    pub fn slow(&self, delay: Duration) {
+        *locked(&self.delay) = delay;
+    }
+
+    /// The next calls fail like this, in turn.
+    pub fn fail_next(&self, errors: impl IntoIterator<Item = sts::Error>) {
+        locked(&self.failures).extend(errors);
+    }
+
+    /// Every call fails like this; `None` ends it.
+    pub fn fail(&self, error: Option<sts::Error>) {
+        *locked(&self.failing) = error;
+    }
+
+    /// What new sessions live.
+    pub fn set_life(&self, life: Duration) {
+        *locked(&self.life) = life;
+    }
+
+    /// Calls so far.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// The tokens that were shown, in order.
+    pub fn shown(&self) -> Vec<String> {
+        locked(&self.shown).clone()
+    }
+}
+
+impl Sts for FakeSts {
+    fn assume_role_with_web_identity<'a>(
+        &'a self,
+        plan: &'a RolePlan,
+        token: &'a BoundToken,
+    ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
+        Box::pin(async move {
+            let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+            locked(&self.shown).push(token.expose().to_owned());
+            let delay = *locked(&self.delay);
+            tokio::time::sleep(delay).await;
+            if let Some(error) = locked(&self.failures).pop_front().or_else(|| locked(&self.failing).clone())
+            {
+                return Err(error);
+            }
+            let life = *locked(&self.life);
+            Ok(Credentials {
+                access_key_id: format!("ASIA{number:04}.{}", plan.account.name),
+                secret_access_key: "the-secret-key".into(),
+                session_token: "the-session-token".into(),
+                expiration: time::plus(time::now(), life),
+                life,
+                request_id: None,
+                packed_policy_percent: None,
+            })
+        })
+    }
+}
+
+/// STS's refusal for good, as the real client sorts it.
+pub fn denied() -> sts::Error {
+    sts::Error::Denied { role: ROLE.into(), code: "AccessDenied".into(), fix: "Change the trust policy" }
+}
+
+/// What the agent's flags give when none is set.
+pub fn defaults() -> Defaults {
+    Defaults {
+        audience: AUDIENCE.into(),
+        allowed_audiences: vec![AUDIENCE.into()],
+        session_duration: Duration::from_secs(3600),
+        session_name: Template::parse("{namespace}.{service-account}", "node-1", "").expect("a constant"),
+        policy: Policy::default(),
+    }
+}
+
+/// ServiceAccount `name` of namespace `shop`.
+pub fn account(name: &str) -> ServiceAccountName {
+    ServiceAccountName { namespace: "shop".into(), name: name.into() }
+}
+
+/// A live pod of ServiceAccount `shop/name` with one address; its UID is `uid-NAME`.
+pub fn pod(name: &str, address: &str) -> Pod {
+    Pod {
+        uid: PodUid::new(format!("uid-{name}")),
+        name: name.into(),
+        service_account: account(name),
+        addresses: vec![address.parse::<IpAddr>().expect("the test's own address")],
+        host_network: false,
+        finished: false,
+        terminating: false,
+        asks: false,
+    }
+}
+
+/// The agent's path between the two fakes: what the watches would show is told directly.
+pub struct World {
+    /// The kube API's door.
+    pub cluster: Arc<FakeCluster>,
+    /// STS's door.
+    pub sts: Arc<FakeSts>,
+    /// Everything between.
+    pub app: App,
+}
+
+impl World {
+    /// No pods yet, but synced.
+    pub fn new() -> Self {
+        Self::writing_to(std::io::sink())
+    }
+
+    /// With access lines to `out`.
+    pub fn writing_to(out: impl std::io::Write + Send + 'static) -> Self {
+        let (cluster, sts) = (Arc::new(FakeCluster::default()), Arc::new(FakeSts::default()));
+        let metrics = Arc::new(Metrics::new());
+        let lines = Lines::start(out, metrics.dropped_lines.clone()).expect("a thread can be started");
+        let app = App::new(defaults(), Arc::clone(&cluster) as _, Arc::clone(&sts) as _, metrics, lines);
+        app.pods.reset(Vec::new());
+        Self { cluster, sts, app }
+    }
+
+    /// The kube API has this pod, and the watch has shown it.
+    pub fn add_pod(&self, pod: Pod) {
+        let mut all: Vec<Pod> = locked(&self.cluster.pods).clone();
+        all.retain(|other| other.uid != pod.uid);
+        all.push(pod.clone());
+        self.cluster.set_pods(all);
+        self.app.pods.apply(pod);
+    }
+
+    /// The kube API no longer has it, and the watch has said so.
+    pub fn remove_pod(&self, uid: &PodUid) {
+        locked(&self.cluster.pods).retain(|pod| pod.uid != *uid);
+        self.app.pods.delete(uid);
+    }
+
+    /// ServiceAccount `shop/name` has these annotations.
+    pub fn annotate(&self, name: &str, annotations: &[(&str, &str)]) {
+        let annotations: BTreeMap<String, String> =
+            annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        self.app.accounts.apply(&account(name), &format!("uid-{name}"), &annotations);
+    }
+
+    /// A pod with a role: [`World::add_pod`] and [`World::annotate`] at once.
+    pub fn pod_with_role(&self, name: &str, address: &str) {
+        self.add_pod(Pod { asks: true, ..pod(name, address) });
+        self.annotate(name, &[("rolecall.dev/role-arn", ROLE)]);
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
