@@ -28,7 +28,7 @@ pub struct Args {
     /// The cluster's name, for session names.
     #[arg(long, env = "ROLECALL_CLUSTER_NAME")]
     pub cluster_name: Option<String>,
-    /// Container-credential listener, ADDRESS:PORT. Repeatable [default: 169.254.170.23:9902, [fd00:ec2::23]:9902, 169.254.170.2:9902]
+    /// Container-credential listener, ADDRESS:PORT. Repeatable [default: port 9902 of 169.254.170.23, fd00:ec2::23 and 169.254.170.2]
     #[arg(long, env = "ROLECALL_LISTEN", value_delimiter = ',')]
     pub listen: Vec<String>,
     /// Prometheus listener, ADDRESS:PORT.

@@ -95,7 +95,7 @@ impl Exchange {
             Ok(token) => *last = Some(token),
             // Known pods outlast an API server that is away for as long as the last token lives.
             Err(Error::Token { source: cluster::Error::Away(why), account }) => {
-                if !last.as_ref().is_some_and(|token| token.remaining() > TOKEN_LEFT) {
+                if last.as_ref().is_none_or(|token| token.remaining() <= TOKEN_LEFT) {
                     *last = None;
                     return Err(Error::Token { account, source: cluster::Error::Away(why) });
                 }

@@ -1,4 +1,6 @@
 //! Pod Identity for any Kubernetes.
+#![warn(clippy::unwrap_used)]
+
 pub mod admin;
 pub mod app;
 pub mod broker;

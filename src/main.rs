@@ -1,4 +1,5 @@
 //! Arguments, TLS provider, logs, and which command runs. Exit codes: 0 good, 1 failed, 64 bad usage or configuration.
+#![warn(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a process")]
 enum Command {
     /// The node agent.
     Agent(config::Args),

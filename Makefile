@@ -1,0 +1,43 @@
+# `make` lists the targets. Nothing here needs more than Rust; each tier of the tests installs what it needs (as root, on Debian) and says so.
+.DEFAULT_GOAL := help
+.PHONY: help run test unit api netns sdk e2e check deny bench image
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+run: ## the main job here: no cluster, no root, no AWS account
+	cargo run --release -- dev
+
+test: ## all tiers, then a table of what ran
+	tests/run unit api netns sdk e2e
+
+unit: ## logic on a paused clock, the endpoint and the emulator on loopback
+	tests/run unit
+
+api: ## a real kube-apiserver and etcd, with the rights that daemonset/ ships
+	tests/run api
+
+netns: ## pods and nodes as network namespaces, real SDKs in them
+	tests/run netns
+
+sdk: ## every SDK through `rolecall dev`; moto as the STS
+	tests/run sdk
+
+e2e: ## a real cluster: kubelet, containerd, CNI, the images, daemonset/
+	tests/run e2e
+
+check: ## formatting, lints, docs (warnings denied), licences and bans
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items
+	$(MAKE) --no-print-directory deny
+
+deny: ## licences, bans and sources of all dependencies
+	@cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+	cargo deny --all-features check licenses bans sources
+
+bench: ## the figures, each with its bar
+	benches/run
+
+image: ## the binary as the image has it
+	cargo build --profile image
