@@ -1,10 +1,17 @@
 //! A real kube-apiserver and etcd for one test binary: started by `tests/cluster/up`, gone when the process is.
+//!
+//! No controllers and no kubelet: what they would make (ServiceAccounts, nodes, pod status) is made here, by kubectl.
+// Each test binary compiles this file and uses a part of it.
+#![allow(dead_code)]
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+
+use serde_json::{Value, json};
 
 /// The running API server.
 pub(crate) struct ApiServer {
@@ -12,6 +19,20 @@ pub(crate) struct ApiServer {
     state: PathBuf,
     /// Takes everything down when its standard input closes: when this process ends, however it ends.
     _undertaker: Child,
+}
+
+/// A pod to create; the rest of it is fixed.
+#[derive(Default)]
+pub(crate) struct Pod<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) service_account: &'a str,
+    /// Empty: not bound to a node yet.
+    pub(crate) node: &'a str,
+    pub(crate) labels: &'a [(&'a str, &'a str)],
+    pub(crate) annotations: &'a [(&'a str, &'a str)],
+    pub(crate) env: &'a [(&'a str, &'a str)],
+    pub(crate) host_network: bool,
 }
 
 impl ApiServer {
@@ -27,37 +48,255 @@ impl ApiServer {
     fn start() -> Self {
         let name = format!("t{}", std::process::id());
         let state = PathBuf::from("/var/tmp").join(format!("rolecall-{name}"));
-        let port = free_port();
-        let script = |script: &str| {
-            let mut command =
-                Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster").join(script));
-            command.env("CLUSTER_NAME", &name).env("CLUSTER_STATE", &state).env("APISERVER_PORT", &port);
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster");
+        let cluster = |script: &str| {
+            let mut command = Command::new(scripts.join(script));
+            command
+                .env("CLUSTER_NAME", &name)
+                .env("CLUSTER_STATE", &state)
+                .env("APISERVER_PORT", free_port());
             command
         };
-        // Before `up`, so that a run that is interrupted half way leaves nothing either.
-        let down = script("down");
+        // Before `up`, so that a test run that is interrupted half way leaves nothing either. In a process group of
+        // its own, which Ctrl-C does not reach.
+        let undertaker = cluster("down");
         let undertaker = Command::new("bash")
             .args(["-c", r#"cat; exec "$0""#])
-            .arg(down.get_program())
-            .envs(down.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .arg(undertaker.get_program())
+            .envs(undertaker.get_envs().filter_map(|(name, value)| Some((name, value?))))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
             .expect("bash runs");
-        let up = script("up").arg("apiserver-only").output().expect("bash runs");
+        let up = cluster("up").arg("apiserver-only").output().expect("bash runs");
         assert!(up.status.success(), "no API server to test with: {}", String::from_utf8_lossy(&up.stderr));
-        Self { state, _undertaker: undertaker }
+        let server = Self { state, _undertaker: undertaker };
+        // What an installation has: the agent's namespace, ServiceAccount and rights, from the files that ship.
+        for file in ["1-namespace.yaml", "2-rbac.yaml"] {
+            let file = format!("{}/daemonset/{file}", env!("CARGO_MANIFEST_DIR"));
+            server.kubectl(&["apply", "--server-side", "-f", &file]);
+        }
+        server.until_agent_may(&["watch", "pods", "-A"]);
+        server
     }
 
     /// The administrator's kubeconfig.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.state.join("kubeconfig")
     }
+
+    /// Where a test may put files that go with the server.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// kubectl of the server's own version, as administrator.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(self.state.join("bin/kubectl"));
+        command.arg("--kubeconfig").arg(self.kubeconfig());
+        command
+    }
+
+    /// kubectl's standard output; on failure its standard error as the error.
+    pub(crate) fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
+        let output = self.command().args(args).stdin(Stdio::null()).output().expect("kubectl runs");
+        if output.status.success() {
+            Ok(String::from_utf8(output.stdout).expect("kubectl prints UTF-8"))
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// kubectl's standard output.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
+        self.try_kubectl(args).unwrap_or_else(|error| panic!("kubectl {args:?}: {error}"))
+    }
+
+    /// kubectl's answer to a command with `-o json`.
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.kubectl(&[args, &["-o", "json"]].concat())).expect("kubectl prints JSON")
+    }
+
+    /// Creates an object and returns what the server made of it.
+    pub(crate) fn create(&self, object: &Value) -> Result<Value, String> {
+        self.create_with(object, &[])
+    }
+
+    /// What the server would make of an object: defaults, admission, validation.
+    pub(crate) fn dry_run(&self, object: &Value) -> Result<Value, String> {
+        self.create_with(object, &["--dry-run=server"])
+    }
+
+    fn create_with(&self, object: &Value, args: &[&str]) -> Result<Value, String> {
+        let mut child = self
+            .command()
+            .args(["create", "-o", "json", "-f", "-"])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl runs");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(object.to_string().as_bytes()).expect("kubectl reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("kubectl ends");
+        if output.status.success() {
+            Ok(serde_json::from_slice(&output.stdout).expect("kubectl prints JSON"))
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    fn must_create(&self, object: &Value) -> Value {
+        self.create(object).unwrap_or_else(|error| panic!("{error}\n{object}"))
+    }
+
+    /// Creates a namespace with its `default` ServiceAccount.
+    pub(crate) fn namespace(&self, name: &str, labels: &[(&str, &str)]) {
+        self.must_create(&json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": map(labels)},
+        }));
+        self.service_account(name, "default", &[]);
+    }
+
+    /// Whether the shipped ServiceAccount of the agent may do it: `create serviceaccounts --subresource=token -n default`.
+    pub(crate) fn agent_may(&self, what: &[&str]) -> bool {
+        // kubectl says "no" by its exit code.
+        self.try_kubectl(&[&["auth", "can-i", "--as=system:serviceaccount:rolecall:rolecall"], what].concat())
+            .is_ok()
+    }
+
+    /// Waits for a right: a role counts a moment after it is stored, and nothing tells when.
+    pub(crate) fn until_agent_may(&self, what: &[&str]) {
+        assert!((0..200).any(|_| self.agent_may(what)), "after asking 200 times the agent may not {what:?}");
+    }
+
+    /// Opts a namespace in, as the README says: the agent may mint tokens of its ServiceAccounts.
+    pub(crate) fn allow_minting(&self, namespace: &str) {
+        self.kubectl(&[
+            "create",
+            "rolebinding",
+            "rolecall-mint",
+            "-n",
+            namespace,
+            "--clusterrole=rolecall-mint",
+            "--serviceaccount=rolecall:rolecall",
+        ]);
+        self.until_agent_may(&["create", "serviceaccounts", "--subresource=token", "-n", namespace]);
+    }
+
+    /// Creates a ServiceAccount; returns its UID.
+    pub(crate) fn service_account(
+        &self,
+        namespace: &str,
+        name: &str,
+        annotations: &[(&str, &str)],
+    ) -> String {
+        uid(&self.must_create(&json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": name, "namespace": namespace, "annotations": map(annotations)},
+        })))
+    }
+
+    /// Creates a node, once.
+    pub(crate) fn node(&self, name: &str, labels: &[(&str, &str)]) {
+        let node =
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": map(labels)}});
+        if let Err(error) = self.create(&node) {
+            assert!(error.contains("AlreadyExists"), "{error}");
+        }
+    }
+
+    /// Creates a pod; returns its UID.
+    pub(crate) fn pod(&self, pod: &Pod) -> String {
+        let env: Vec<Value> =
+            pod.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        let mut spec = json!({
+            "serviceAccountName": pod.service_account,
+            "hostNetwork": pod.host_network,
+            "containers": [{"name": "main", "image": "none:1", "env": env}],
+        });
+        if !pod.node.is_empty() {
+            spec["nodeName"] = pod.node.into();
+        }
+        uid(&self.must_create(&json!({
+            "apiVersion": "v1", "kind": "Pod", "spec": spec,
+            "metadata": {
+                "name": pod.name, "namespace": pod.namespace,
+                "labels": map(pod.labels), "annotations": map(pod.annotations),
+            },
+        })))
+    }
+
+    /// Sets what a kubelet would: the phase and the addresses.
+    pub(crate) fn set_pod_status(&self, namespace: &str, name: &str, phase: &str, ips: &[&str]) {
+        let pod_ips: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+        let status = json!({"status": {"phase": phase, "podIP": ips.first(), "podIPs": pod_ips}});
+        let patch = status.to_string();
+        self.kubectl(&[
+            "patch",
+            "pod",
+            name,
+            "-n",
+            namespace,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &patch,
+        ]);
+    }
+
+    /// Deletes a pod at once: there is no kubelet that would end it.
+    pub(crate) fn delete_pod(&self, namespace: &str, name: &str) {
+        self.kubectl(&["delete", "pod", name, "-n", namespace, "--grace-period=0", "--force"]);
+    }
+
+    /// A kubeconfig for the agent on `node`: the shipped ServiceAccount, by a token bound to a pod of its own there.
+    pub(crate) fn agent_kubeconfig(&self, node: &str) -> PathBuf {
+        self.node(node, &[]);
+        let pod = format!("agent-{node}");
+        self.pod(&Pod {
+            namespace: "rolecall",
+            name: &pod,
+            service_account: "rolecall",
+            node,
+            ..Pod::default()
+        });
+        let bound = ["--bound-object-kind=Pod", "--bound-object-name", &pod];
+        let token =
+            self.kubectl(&[&["create", "token", "rolecall", "-n", "rolecall"], bound.as_slice()].concat());
+        let mut config = self.json(&["config", "view", "--raw", "--flatten"]);
+        config["users"][0]["user"] = json!({"token": token.trim()});
+        let path = self.state.join(format!("agent-{node}.kubeconfig"));
+        std::fs::write(&path, config.to_string()).expect("the state directory is ours");
+        path
+    }
+
+    /// The keys that the server signs ServiceAccount tokens with, as JSON.
+    pub(crate) fn jwks(&self) -> String {
+        self.kubectl(&["get", "--raw", "/openid/v1/jwks"])
+    }
+
+    /// The issuer that stands in those tokens.
+    pub(crate) fn issuer(&self) -> String {
+        let discovery = self.kubectl(&["get", "--raw", "/.well-known/openid-configuration"]);
+        let discovery: Value = serde_json::from_str(&discovery).expect("the server answers JSON");
+        discovery["issuer"].as_str().expect("an issuer").to_owned()
+    }
 }
 
-/// Below those that the kernel hands out to connections: the API server binds it a moment later.
+fn uid(object: &Value) -> String {
+    object["metadata"]["uid"].as_str().expect("the server gives a UID").to_owned()
+}
+
+fn map(pairs: &[(&str, &str)]) -> Value {
+    pairs.iter().map(|&(key, value)| (key.to_owned(), Value::from(value))).collect()
+}
+
+/// A port that nothing listens on, below those that the kernel hands out to connections: the API server binds it a moment later.
 fn free_port() -> String {
     let first = 20_000 + std::process::id() % 10_000;
     (first..first + 1_000)
