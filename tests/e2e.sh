@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# The main job on a real cluster: kubelet, containerd, CNI, the images from the Dockerfile, daemonset/ as it stands, the
+# README's own commands, unchanged SDKs in pods. Exit code 77 and the reason in the first line: it cannot run here.
+set -euo pipefail
+
+if [[ $(stat -fc %T /sys/fs/cgroup) != tmpfs ]]; then
+    echo "e2e SKIPPED: the test cluster's nodes need cgroup version 1, and this machine has version 2"
+    exit 77
+elif ((EUID)); then
+    echo "e2e SKIPPED: the test cluster's nodes need root"
+    exit 77
+fi
+
+cd "$(dirname "$0")/.."
+export CLUSTER_NAME=${CLUSTER_NAME:-e2e} CLUSTER_SUBNET=${CLUSTER_SUBNET:-172.30.136}
+export CLUSTER_STATE=${CLUSTER_STATE:-/var/tmp/rolecall-$CLUSTER_NAME}
+export KUBECONFIG=$CLUSTER_STATE/kubeconfig
+out=$CLUSTER_STATE/e2e
+cluster=tests/cluster
+emulator=
+
+step() { printf '%4ds  %s\n' "$SECONDS" "$*"; }
+fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
+# Nothing here takes minutes, and the documented commands have no deadline of their own.
+kubectl() { timeout 180 "$CLUSTER_STATE/bin/kubectl" "$@"; }
+on_node() { "$cluster/on-node" 1 "$@"; }
+
+finish() {
+    local code=$?
+    if ((code)); then
+        kubectl get pods -A -o wide || true
+        kubectl -n rolecall logs -l app.kubernetes.io/name=rolecall --all-containers --prefix --tail=30 || true
+        [[ ! -s $out/emulator.log ]] || tail -20 "$out/emulator.log"
+    fi >&2
+    [[ -z $emulator ]] || kill "$emulator" 2>/dev/null || true
+    [[ -n ${E2E_KEEP:-} ]] || "$cluster/down"
+    exit "$code"
+}
+trap finish EXIT
+
+# expect WHAT PATTERN COMMAND...: the command's output has the pattern
+expect() {
+    local what=$1 pattern=$2 output
+    shift 2
+    output=$("$@" 2>&1) || true
+    grep -qE -- "$pattern" <<<"$output" || fail "$what: no $pattern in: $output"
+    step "$what"
+}
+
+# documented HEADING: run the first block of commands under a heading of daemonset/README.md
+documented() {
+    local commands
+    commands=$(awk -v heading="## $1" '$0 == heading {on = 1; next} /^#/ {on = 0} on && /^    / {print; seen = 1} on && seen && !/^    / {exit}' daemonset/README.md)
+    [[ -n $commands ]] || fail "daemonset/README.md has no commands under $1"
+    eval "$commands"
+}
+
+# What the node has of its own: addresses and links but for those of pods, nftables tables but for those of the iptables program,
+# entries of /run but for its lock.
+node_state() {
+    on_node ip -o address show | awk '$2 !~ /^(veth|cni)/ {print $2, $3, $4}'
+    on_node ip -o link show | awk '$2 !~ /^(veth|cni)/ {print $2}'
+    on_node nft list tables | grep -vE '^table ip6? (nat|mangle|filter)$' || true
+    on_node find /run -maxdepth 1 ! -name xtables.lock -printf '%f\n' | sort
+}
+
+# in_pod NAME SERVICE_ACCOUNT COMMAND...: run in a pod that carries the label, and print what it prints
+in_pod() {
+    local name=$1 account=$2
+    shift 2
+    kubectl -n rolecall-example run "$name" --quiet --image="$whoami" --restart=Never --labels=rolecall.dev/inject=true \
+        --env="AWS_ENDPOINT_URL_STS=$sts" --overrides='{"spec": {"serviceAccountName": "'"$account"'"}}' --command -- "$@" >/dev/null
+    kubectl -n rolecall-example wait pod/"$name" --timeout=60s --for=jsonpath='{.status.phase}'=Succeeded >/dev/null 2>&1 ||
+        echo "the pod did not succeed"
+    kubectl -n rolecall-example logs "$name"
+}
+
+boto3='import boto3; print(boto3.client("sts").get_caller_identity()["Arn"])'
+identity='arn:aws:sts::111122223333:assumed-role/rolecall-example/rolecall-example\.whoami'
+
+step "build: the images by the Dockerfile, the emulator by cargo"
+"$cluster/up"
+mkdir -p "$out"
+"$cluster/images" "$out"
+cargo build --quiet --bin rolecall
+for image in agent net whoami; do "$cluster/load-image" "$out/$image.tar" >/dev/null; done
+whoami=$(sed -n 's/.*"RepoTags":\["\([^"]*\)".*/\1/p' <(tar -xOf "$out/whoami.tar" manifest.json))
+before=$(node_state)
+
+step "emulator: an STS with the cluster's own keys"
+kubectl get --raw /openid/v1/jwks >"$out/jwks.json"
+cat >"$out/emulator.yaml" <<YAML
+issuers:
+  - {url: "https://kubernetes.default.svc.cluster.local", jwks_file: jwks.json}
+roles:
+  - arn: arn:aws:iam::111122223333:role/rolecall-example
+    trust_policy:
+      Version: "2012-10-17"
+      Statement:
+        - Effect: Allow
+          Principal: {Federated: "arn:aws:iam::111122223333:oidc-provider/kubernetes.default.svc.cluster.local"}
+          Action: sts:AssumeRoleWithWebIdentity
+          Condition:
+            StringEquals:
+              kubernetes.default.svc.cluster.local:aud: sts.amazonaws.com
+              kubernetes.default.svc.cluster.local:sub: system:serviceaccount:rolecall-example:whoami
+YAML
+mkfifo "$out/url"
+target/debug/rolecall emulator --config "$out/emulator.yaml" --listen "$CLUSTER_SUBNET.1:0" >"$out/url" 2>"$out/emulator.log" &
+emulator=$!
+exec 8<"$out/url"
+read -r -t 10 sts <&8 || fail "the emulator did not start"
+step "emulator: $sts"
+
+# A cloud's node controller sets it; here it is a node without a cloud.
+kubectl label node node1 topology.kubernetes.io/region=eu-central-1 >/dev/null
+documented "Install"
+step "installed as daemonset/README.md says, and ready"
+expect "the addresses are on the node" '169\.254\.170\.23' on_node ip -o address show
+kubectl -n rolecall set env daemonset/rolecall "AWS_ENDPOINT_URL_STS=$sts" >/dev/null
+kubectl -n rolecall rollout status daemonset/rolecall --timeout=60s >/dev/null
+step "the agent is rolled over to the emulator as its STS"
+
+# The example as it stands, but for the image, which no registry gives us, and the application's own STS.
+kubectl set image --local -f daemonset/example/ "whoami=$whoami" -o yaml |
+    kubectl set env --local -f - "AWS_ENDPOINT_URL_STS=$sts" -o yaml | kubectl apply -f - >/dev/null
+kubectl -n rolecall-example wait --for=condition=complete job/whoami --timeout=60s >/dev/null
+expect "the example's AWS CLI has the role" "$identity" kubectl -n rolecall-example logs job/whoami
+expect "boto3 has the role" "$identity" in_pod boto3 whoami python3 -c "$boto3"
+
+kubectl -n rolecall-example create serviceaccount nobody >/dev/null
+expect "a pod whose ServiceAccount names no role is told so" NoRole in_pod nobody nobody python3 -c "$boto3"
+
+# A right that is missing, and the one command that grants it.
+kubectl -n rolecall-example delete rolebinding rolecall-mint >/dev/null
+kubectl -n rolecall-example create serviceaccount other >/dev/null
+kubectl -n rolecall-example annotate serviceaccount other rolecall.dev/role-arn=arn:aws:iam::111122223333:role/rolecall-example >/dev/null
+expect "a namespace that has not opted in gets nothing" 'did not succeed' in_pod refused other python3 -c "$boto3"
+
+agent=$(kubectl -n rolecall get pod -l app.kubernetes.io/name=rolecall -o jsonpath='{.items[0].metadata.name}')
+kubectl create rolebinding rolecall-mint -n rolecall-example --clusterrole=rolecall-mint --serviceaccount=rolecall:rolecall >/dev/null
+kubectl -n rolecall delete pod "$agent" >/dev/null
+kubectl -n rolecall rollout status daemonset/rolecall --timeout=60s >/dev/null
+expect "the agent's pod was deleted, and its successor serves" "$identity" in_pod again whoami python3 -c "$boto3"
+
+kubectl delete -f daemonset/example/ >/dev/null
+documented "Uninstall"
+left=$(diff <(echo "$before") <(node_state) || true)
+[[ -z $left ]] || fail "uninstalling leaves: $left"
+left=$(kubectl get clusterroles,clusterrolebindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings,namespaces -o name | grep rolecall || true)
+[[ -z $left ]] || fail "uninstalling leaves: $left"
+step "uninstalled as daemonset/README.md says; the node and the cluster are as before"
+echo "e2e ok in $SECONDS s"
