@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use address::{Added, Holder, Kernel, Survey};
 use redirect::Rules;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Where the agent listens for container credentials unless told otherwise: a high port, so that nobody's port 80 is in the way.
 pub const DEFAULT_LISTEN: [&str; 3] = ["169.254.170.23:9902", "[fd00:ec2::23]:9902", "169.254.170.2:9902"];
@@ -44,7 +45,7 @@ enum Act {
     /// Prove that each address answers, that our agent is the one who answers, and that the rules are in place.
     Verify(VerifyArgs),
     /// Take away what `install` added: the redirect first, the addresses last, never what somebody else added.
-    Remove,
+    Remove(RemoveArgs),
 }
 
 #[derive(clap::Args)]
@@ -68,6 +69,16 @@ struct InstallArgs {
     /// The user that the agent runs as; owns the run directory
     #[arg(long, env = "ROLECALL_RUN_UID", default_value_t = 9902)]
     run_uid: u32,
+}
+
+#[derive(clap::Args)]
+struct RemoveArgs {
+    /// The directory of the agent's Unix socket
+    #[arg(long, env = "ROLECALL_RUN_DIR", default_value = "/run/rolecall")]
+    run_dir: PathBuf,
+    /// Then stay until told to stop: the pods of a DaemonSet, which visits every node, may not end
+    #[arg(long)]
+    wait: bool,
 }
 
 #[derive(clap::Args)]
@@ -98,7 +109,7 @@ pub fn run(args: Args) -> ExitCode {
                 Ok(targets) => prove(&targets, &local_socket).await,
                 Err(mistakes) => usage(&mistakes),
             },
-            Act::Remove => remove().await,
+            Act::Remove(RemoveArgs { run_dir, wait }) => remove(&run_dir, wait).await,
         }
     })
 }
@@ -220,8 +231,16 @@ async fn install_addresses(targets: &Targets, report: &mut Report) -> Result<(),
     Ok(())
 }
 
-async fn remove() -> ExitCode {
+async fn remove(run_dir: &std::path::Path, wait: bool) -> ExitCode {
     let mut report = Report::default();
+    // Before the work: the first process of a container does not hear a signal that it has not asked for.
+    let stop = match wait.then(|| signal(SignalKind::terminate())).transpose() {
+        Ok(stop) => stop,
+        Err(err) => {
+            report.failed("--wait", err);
+            None
+        }
+    };
     match redirect::remove().await {
         Ok(()) => report.good("redirect", "removed"),
         Err(err) => report.failed("redirect", err),
@@ -229,6 +248,13 @@ async fn remove() -> ExitCode {
     match remove_addresses(&mut report).await {
         Ok(()) => {}
         Err(err) => report.failed("addresses", err),
+    }
+    match run_dir::remove(run_dir) {
+        Ok(()) => report.good(run_dir.display(), "removed"),
+        Err(err) => report.failed(run_dir.display(), err),
+    }
+    if let (Some(mut stop), false) = (stop, report.failed) {
+        stop.recv().await;
     }
     report.exit_code()
 }

@@ -10,9 +10,10 @@ mod net;
 mod netns;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use net::*;
@@ -124,7 +125,25 @@ fn remove_takes_only_what_we_added() {
     assert_ne!(state(&node), before);
     remove(&node);
     assert_eq!(state(&node), before);
+    assert!(!fs::exists(run_dir(&node)).unwrap());
     remove(&node);
+}
+
+#[test]
+fn remove_can_stay_until_it_is_told_to_stop() {
+    let Some(node) = Node::new("remove_wait") else { return };
+    let before = state(&node);
+    install(&node, &[]);
+    let mut command = net_command(&node, "remove");
+    command.args(["--wait", "--run-dir", &run_dir(&node)]).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with(&format!("ok      {}: removed", run_dir(&node)))));
+    assert_eq!(state(&node), before);
+    // SIGTERM as the kubelet sends it; without the flag there would be nobody left to get it.
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The directory of the agent's Unix socket: made by `net install`, because the agent itself starts without any right to make or chown it.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -36,6 +36,27 @@ pub(super) fn prepare(path: &Path, uid: u32) -> Result<(), Error> {
     std::os::unix::fs::lchown(path, Some(uid), None).map_err(refused("give it to the agent"))
 }
 
+/// Removes `path` with the sockets in it; nothing happens if it is not there. Anything else in it is not ours: then it stays, and that is an error.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    let refused = |act| move |source| Error::Refused { act, path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(Error::NotADirectory(path.to_owned())),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(err) => return Err(refused("look at it")(err)),
+    }
+    // Its mode lets the owner in alone, and we come without CAP_DAC_OVERRIDE.
+    std::os::unix::fs::lchown(path, Some(nix::unistd::geteuid().as_raw()), None)
+        .map_err(refused("own it"))?;
+    for entry in fs::read_dir(path).map_err(refused("read it"))? {
+        let entry = entry.map_err(refused("read it"))?;
+        if entry.file_type().map_err(refused("read it"))?.is_socket() {
+            fs::remove_file(entry.path()).map_err(refused("empty it"))?;
+        }
+    }
+    fs::remove_dir(path).map_err(refused("remove it"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +69,20 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         prepare(&path, nix::unistd::geteuid().as_raw()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn what_is_removed_is_a_directory_of_sockets_and_nothing_else() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("rolecall");
+        prepare(&path, nix::unistd::geteuid().as_raw()).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path.join("agent.sock")).unwrap();
+        fs::write(path.join("foreign"), "").unwrap();
+        assert!(matches!(remove(&path), Err(Error::Refused { act: "remove it", .. })));
+        fs::remove_file(path.join("foreign")).unwrap();
+        remove(&path).unwrap();
+        assert!(!path.exists());
+        remove(&path).unwrap();
     }
 
     #[test]

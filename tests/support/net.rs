@@ -36,7 +36,7 @@ pub fn install(node: &Node, args: &[&str]) -> String {
 }
 
 pub fn remove(node: &Node) -> String {
-    done(&net(node, "remove", &[]))
+    done(&net(node, "remove", &["--run-dir", &run_dir(node)]))
 }
 
 pub fn with_capabilities(node: &Node, set: &str, act: &str, args: &[&str]) -> Output {
