@@ -16,7 +16,6 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
-use kube::config::AuthInfo;
 use rolecall::cluster::api::KubeApi;
 use rolecall::cluster::watch::WatchHealth;
 use rolecall::cluster::{Cluster, Error, client};
@@ -470,42 +469,14 @@ async fn an_agent_that_starts_before_the_api_server_waits_for_it() {
 }
 
 #[tokio::test]
-async fn the_rights_that_are_documented_suffice_and_minting_ends_at_its_namespace() {
+async fn the_rights_that_ship_suffice_and_minting_ends_at_its_namespace() {
     let world = World::new("rights").await;
     let refused = World { node: world.node.clone(), ..World::new("rights-none").await };
-    let group = "/apis/rbac.authorization.k8s.io/v1";
-    let may =
-        |resource: &str, verbs: &[&str]| json!({"apiGroups": [""], "resources": [resource], "verbs": verbs});
-    let role = |name: &str, rules: Value| json!({"metadata": {"name": name}, "rules": rules});
-    let binding = |role: &str| {
-        json!({
-            "metadata": {"name": role},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"kind": "ServiceAccount", "namespace": "rights", "name": "agent"}],
-        })
-    };
-    let watching = json!([
-        may("pods", &["list", "watch"]),
-        may("serviceaccounts", &["get", "list", "watch"]),
-        may("nodes", &["get"]),
-    ]);
-    world.post(&format!("{group}/clusterroles"), &role("rights-watch", watching)).await;
-    world
-        .post(
-            &format!("{group}/clusterroles"),
-            &role("rights-mint", json!([may("serviceaccounts/token", &["create"])])),
-        )
-        .await;
-    world.post(&format!("{group}/clusterrolebindings"), &binding("rights-watch")).await;
-    world.post(&format!("{group}/namespaces/rights/rolebindings"), &binding("rights-mint")).await;
     let region = json!({"metadata": {"name": world.node, "labels": {"topology.kubernetes.io/region": "eu-central-1"}}});
     world.post("/api/v1/nodes", &region).await;
-    world.account("agent", None).await;
-    let spec = json!({"spec": {"audiences": [], "expirationSeconds": 3600}});
-    let minted = world.post(&world.path("serviceaccounts", "agent/token"), &spec).await;
-    let mut config = world.config.clone();
-    config.auth_info = AuthInfo::default();
-    config.auth_info.token = Some(minted["status"]["token"].as_str().unwrap().to_owned().into());
+    let server = ApiServer::shared();
+    server.allow_minting("rights");
+    let config = client::config(Some(&server.agent_kubeconfig(&world.node))).await.unwrap();
 
     for world in [&world, &refused] {
         world.account("web", Some("role")).await;
@@ -516,7 +487,8 @@ async fn the_rights_that_are_documented_suffice_and_minting_ends_at_its_namespac
     agent.plan("web", SOON, |plan| is_role(plan, "role")).await;
     let pod = agent.sees_pod(&allowed).await;
     agent.api.request_token(&pod, STS, HOUR).await.unwrap();
-    assert_eq!(agent.api.pods_now().await.unwrap().len(), 2);
+    // Its own pod is there too.
+    assert_eq!(agent.api.pods_now().await.unwrap().len(), 3);
     assert_eq!(agent.api.region().await.unwrap().as_deref(), Some("eu-central-1"));
 
     let error = agent.api.request_token(&*agent.sees_pod(&denied).await, STS, HOUR).await.unwrap_err();
