@@ -5,9 +5,11 @@
 mod apiserver;
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use apiserver::ApiServer;
+use rolecall::config;
 use serde_json::{Value, json};
 
 const URI: (&str, &str) = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://169.254.170.23:9902/v1/credentials");
@@ -439,6 +441,57 @@ fn the_variables_for_clusters_without_the_policy_are_the_ones_it_sets() {
 }
 
 // ---- agreement with the program
+
+#[test]
+fn every_command_in_a_manifest_is_one_that_the_program_knows() {
+    let server = ApiServer::shared();
+    for file in ["3-agent.yaml", "uninstall/uninstall.yaml"] {
+        for container in containers(&pod_spec(server, file)) {
+            let commands = [
+                &container["args"],
+                &container["livenessProbe"]["exec"]["command"],
+                &container["readinessProbe"]["exec"]["command"],
+            ];
+            let commands: Vec<Vec<&str>> = commands
+                .into_iter()
+                .filter_map(Value::as_array)
+                .map(|words| {
+                    words.iter().filter_map(Value::as_str).filter(|&word| word != "/rolecall").collect()
+                })
+                .collect();
+            assert!(!commands.is_empty(), "{file}");
+            let help: String = commands.iter().map(|command| help(command)).collect();
+            for variable in container["env"].as_array().into_iter().flatten() {
+                let name = variable["name"].as_str().expect("a name");
+                assert!(help.contains(&format!("[env: {name}=")), "{file}: nothing reads {name}");
+            }
+        }
+    }
+}
+
+/// The help of a command. A word before `--help` that the program does not know is an error.
+fn help(command: &[&str]) -> String {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_rolecall")).args(command).arg("--help").output().expect("it runs");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("help is UTF-8")
+}
+
+#[test]
+fn manifests_and_program_mean_the_same_addresses_user_and_folder() {
+    let install = help(&["net", "install"]);
+    for value in ["[default: 9902]", "[default: /run/rolecall]"] {
+        assert!(install.contains(value), "net install: {value}");
+    }
+    assert_eq!(URI.1, format!("http://{}{}", config::LISTEN[0], "/v1/credentials"));
+    assert_eq!(Path::new(config::LOCAL_SOCKET).parent(), Some(Path::new("/run/rolecall")));
+    for address in DIRECT.split(',') {
+        assert!(
+            config::LISTEN.iter().any(|listen| listen.replace(['[', ']'], "").starts_with(address)),
+            "{address}"
+        );
+    }
+}
 
 #[test]
 fn manifests_name_the_images_of_this_version() {
