@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -33,6 +33,8 @@ const CONNECTION_LIFE: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Shorter than a kubelet's probe timeout is usually set.
 const PROBE: Duration = Duration::from_secs(2);
+/// More than any `/statusz`; a bound, because something else may listen on the path.
+const STATUS_LIMIT: usize = 1 << 20;
 
 /// What the pages show.
 pub struct Status {
@@ -178,7 +180,11 @@ pub async fn ask(socket: &Path, path: &str) -> io::Result<(StatusCode, String)> 
         let response =
             sender.send_request(request.map_err(io::Error::other)?).await.map_err(io::Error::other)?;
         let status = response.status();
-        let body = response.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+        let body = Limited::new(response.into_body(), STATUS_LIMIT)
+            .collect()
+            .await
+            .map_err(io::Error::other)?
+            .to_bytes();
         connection.abort();
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     };

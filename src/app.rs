@@ -100,7 +100,7 @@ impl App {
 /// What made the start fail; passing trouble of the API server does not: the agent waits for it, not ready.
 pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> Result<()> {
     sys::harden().context("the process cannot be hardened")?;
-    tracing::info!(config = ?config, version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::info!(config = %config, version = env!("CARGO_PKG_VERSION"), "starting");
     tracing::warn!(
         "--identity=ip believes the source address: it cannot see a pod that spoofs another's on a shared bridge, \
          nor a new pod that asks before the API server has marked the address's old owner as deleted"

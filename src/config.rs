@@ -101,6 +101,34 @@ pub struct Config {
     pub plan: Defaults,
 }
 
+/// The effective configuration as one log line.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            node_name,
+            listen,
+            metrics_listen,
+            local_socket,
+            kube,
+            region,
+            sts_endpoint_url,
+            sts_ca_bundle,
+            plan,
+        } = self;
+        write!(f, "node-name={node_name} listen={listen:?} metrics-listen={metrics_listen} ")?;
+        write!(f, "local-socket={} kube={kube:?} region={region:?} ", local_socket.display())?;
+        write!(f, "sts-endpoint-url={sts_endpoint_url:?} sts-ca-bundle={} ", sts_ca_bundle.is_some())?;
+        write!(f, "audience={} allow-audience={:?} ", plan.audience, plan.allowed_audiences)?;
+        write!(
+            f,
+            "session-duration={:?} session-name={:?} ",
+            plan.session_duration,
+            plan.session_name.as_str()
+        )?;
+        write!(f, "allow-role={:?}", plan.policy)
+    }
+}
+
 /// Everything that is wrong with a configuration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub struct Mistakes(pub Vec<String>);

@@ -18,8 +18,7 @@ use address::{Added, Holder, Kernel, Survey};
 use redirect::Rules;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Where the agent listens for container credentials unless told otherwise: a high port, so that nobody's port 80 is in the way.
-pub const DEFAULT_LISTEN: [&str; 3] = ["169.254.170.23:9902", "[fd00:ec2::23]:9902", "169.254.170.2:9902"];
+use crate::config::{LISTEN, LOCAL_SOCKET};
 
 /// The address of EKS Pod Identity, which SDKs accept in `AWS_CONTAINER_CREDENTIALS_FULL_URI` over plain HTTP.
 const EKS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23));
@@ -52,7 +51,7 @@ enum Act {
 struct ListenArgs {
     /// Where the agent listens for container credentials (repeatable, as for `rolecall agent`)
     #[arg(long, env = "ROLECALL_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',',
-          default_values = DEFAULT_LISTEN)]
+          default_values = LISTEN)]
     listen: Vec<String>,
     /// Send port 80 of the EKS Pod Identity addresses to the agent too; never beside EKS's own agent
     #[arg(long, env = "ROLECALL_REDIRECT_EKS_PORT", value_parser = clap::builder::BoolishValueParser::new())]
@@ -86,7 +85,7 @@ struct VerifyArgs {
     #[command(flatten)]
     listen: ListenArgs,
     /// The agent's own socket, which says who must answer
-    #[arg(long, env = "ROLECALL_LOCAL_SOCKET", default_value = "/run/rolecall/agent.sock")]
+    #[arg(long, env = "ROLECALL_LOCAL_SOCKET", default_value = LOCAL_SOCKET)]
     local_socket: PathBuf,
 }
 
@@ -369,7 +368,7 @@ mod tests {
 
     #[test]
     fn the_defaults_share_port_9902() {
-        assert_eq!(targets(&DEFAULT_LISTEN, true).unwrap().port, Some(9902));
+        assert_eq!(targets(&LISTEN, true).unwrap().port, Some(9902));
     }
 
     #[test]

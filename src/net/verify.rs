@@ -10,21 +10,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Header of the answer to a path that is not served: the instance of the agent.
-pub const INSTANCE: &str = "x-rolecall-instance";
+use crate::admin;
+use crate::server::reply::INSTANCE;
 
 /// For connect and answer together; the agent answers an unknown path from memory.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// More than any `/statusz`; a bound, because something else may listen on the path.
-const STATUS_LIMIT: usize = 1 << 20;
 
 /// What is wrong with an address.
 #[derive(Debug, thiserror::Error)]
@@ -85,18 +82,10 @@ pub async fn instance(path: &Path) -> Result<String, LocalError> {
     }
     // The socket lies in a directory that only the agent and root may enter: who answers here is the agent.
     let no_instance = |why: String| LocalError::NoInstance { path: path.to_owned(), why };
-    let ask = async {
-        let stream = UnixStream::connect(path)
-            .await
-            .map_err(|source| LocalError::Unreachable { path: path.to_owned(), source })?;
-        let answer =
-            get(stream, "localhost", "/statusz").await.map_err(|err| no_instance(err.to_string()))?;
-        let body = Limited::new(answer.into_body(), STATUS_LIMIT).collect().await;
-        let body = body.map_err(|err| no_instance(err.to_string()))?.to_bytes();
-        let status: Status = serde_json::from_slice(&body).map_err(|err| no_instance(err.to_string()))?;
-        Ok(status.instance)
-    };
-    timeout(PATIENCE, ask).await.unwrap_or_else(|_| Err(no_instance("no answer within 2 s".to_owned())))
+    let asked = admin::ask(path, "/statusz").await;
+    let (_, body) = asked.map_err(|source| LocalError::Unreachable { path: path.to_owned(), source })?;
+    let status: Status = serde_json::from_str(&body).map_err(|err| no_instance(err.to_string()))?;
+    Ok(status.instance)
 }
 
 /// Dials each target and says whether the agent with `expected_instance` answers there. All at once: one silent address costs 2 s, not 2 s each.
@@ -110,7 +99,7 @@ pub async fn verify(targets: &[SocketAddr], expected_instance: &str) -> Vec<(Soc
 
 async fn dial(target: SocketAddr, expected_instance: &str) -> Result<(), Fault> {
     let stream = TcpStream::connect(target).await.map_err(Fault::Unreachable)?;
-    let answer = get(stream, &target.to_string(), "/").await.map_err(Fault::NotHttp)?;
+    let answer = get(stream, &target.to_string()).await.map_err(Fault::NotHttp)?;
     match answer.headers().get(INSTANCE) {
         Some(found) if found == expected_instance => Ok(()),
         Some(_) => Err(Fault::AnotherInstance),
@@ -118,15 +107,11 @@ async fn dial(target: SocketAddr, expected_instance: &str) -> Result<(), Fault> 
     }
 }
 
-async fn get<S>(stream: S, host: &str, path: &str) -> Result<Response<Incoming>, hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn get(stream: TcpStream, host: &str) -> Result<Response<Incoming>, hyper::Error> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // Ends with the answer's body; its error is the request's error too.
     tokio::spawn(connection);
     let mut request = Request::new(Empty::<Bytes>::new());
-    *request.uri_mut() = http::Uri::builder().path_and_query(path).build().unwrap_or_default();
     if let Ok(host) = host.parse() {
         request.headers_mut().insert(hyper::header::HOST, host);
     }

@@ -64,6 +64,11 @@ impl Template {
         Self::parse(text, &self.node, &self.cluster)
     }
 
+    /// The template as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
     /// Is there a session per pod?
     pub fn names_the_pod(&self) -> bool {
         self.text.contains("{pod}")
