@@ -1,7 +1,7 @@
 //! Every flag and variable of the agent: default, unit, meaning; checked once, all mistakes reported together.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,8 @@ use crate::role::{Defaults, SESSION_LIFE, parse_duration};
 
 /// The port of the container-credential listeners: 80 cannot be shared with an ingress on the host network.
 pub const PORT: u16 = 9902;
+/// The port of the metrics listener, where `--metrics-listen` names none.
+pub const METRICS_PORT: u16 = 9903;
 /// The addresses that SDKs accept over plain http, as listeners.
 pub const LISTEN: [&str; 3] = ["169.254.170.23:9902", "[fd00:ec2::23]:9902", "169.254.170.2:9902"];
 /// Where the probes, `/statusz` and `rolecall net verify` find the agent.
@@ -31,7 +33,7 @@ pub struct Args {
     /// Container-credential listener, ADDRESS:PORT. Repeatable [default: port 9902 of 169.254.170.23, fd00:ec2::23 and 169.254.170.2]
     #[arg(long, env = "ROLECALL_LISTEN", value_delimiter = ',')]
     pub listen: Vec<String>,
-    /// Prometheus listener, ADDRESS:PORT.
+    /// Prometheus listener, ADDRESS:PORT, or an address alone for port 9903.
     #[arg(long, env = "ROLECALL_METRICS_LISTEN", default_value = "127.0.0.1:9903")]
     pub metrics_listen: String,
     /// Unix socket for probes and status.
@@ -186,9 +188,11 @@ impl Config {
                 Err(_) => wrong("listen", format!("{text:?} is not ADDRESS:PORT, such as {}", LISTEN[0])),
             }
         }
-        let metrics_listen = metrics_listen.parse().unwrap_or_else(|_| {
-            wrong("metrics-listen", format!("{metrics_listen:?} is not ADDRESS:PORT (IPv6 in brackets)"));
-            SocketAddr::from(([127, 0, 0, 1], 9903))
+        // The downward API gives the node's address without a port, and IPv6 without brackets.
+        let alone = metrics_listen.parse::<IpAddr>().map(|address| SocketAddr::new(address, METRICS_PORT));
+        let metrics_listen = alone.or_else(|_| metrics_listen.parse()).unwrap_or_else(|_| {
+            wrong("metrics-listen", format!("{metrics_listen:?} is not ADDRESS:PORT or ADDRESS"));
+            SocketAddr::from(([127, 0, 0, 1], METRICS_PORT))
         });
         match identity.as_str() {
             "ip" => {}
@@ -279,6 +283,20 @@ mod tests {
         assert_eq!(config.listen.len(), 3);
         assert_eq!(config.listen[0].port(), PORT);
         assert_eq!(config.plan.session_duration, Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn metrics_are_served_at_the_address_of_the_downward_api() {
+        for (text, address) in [
+            ("10.0.0.1", "10.0.0.1:9903"),
+            ("fd00::1", "[fd00::1]:9903"),
+            ("10.0.0.1:9100", "10.0.0.1:9100"),
+            ("[fd00::1]:9100", "[fd00::1]:9100"),
+        ] {
+            let args = Args { metrics_listen: text.into(), ..args() };
+            let config = Config::from_args(args, |_| None).unwrap();
+            assert_eq!(config.metrics_listen, address.parse().unwrap(), "{text}");
+        }
     }
 
     #[test]
