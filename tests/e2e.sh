@@ -29,6 +29,7 @@ finish() {
     local code=$?
     if ((code)); then
         kubectl get pods -A -o wide || true
+        for pod in $(kubectl -n rolecall-example get pods -o name); do kubectl -n rolecall-example logs "$pod" --prefix --tail=10 || true; done
         kubectl -n rolecall logs -l app.kubernetes.io/name=rolecall --all-containers --prefix --tail=30 || true
         [[ ! -s $out/emulator.log ]] || tail -20 "$out/emulator.log"
     fi >&2
@@ -56,12 +57,12 @@ documented() {
 }
 
 # What the node has of its own: addresses and links but for those of pods, nftables tables but for those of the iptables program,
-# entries of /run but for its lock.
+# and what has our name in /run.
 node_state() {
     on_node ip -o address show | awk '$2 !~ /^(veth|cni)/ {print $2, $3, $4}'
     on_node ip -o link show | awk '$2 !~ /^(veth|cni)/ {print $2}'
     on_node nft list tables | grep -vE '^table ip6? (nat|mangle|filter)$' || true
-    on_node find /run -maxdepth 1 ! -name xtables.lock -printf '%f\n' | sort
+    on_node find /run -maxdepth 1 -name '*rolecall*'
 }
 
 # in_pod NAME SERVICE_ACCOUNT COMMAND...: run in a pod that carries the label, and print what it prints
@@ -70,9 +71,9 @@ in_pod() {
     shift 2
     kubectl -n rolecall-example run "$name" --quiet --image="$whoami" --restart=Never --labels=rolecall.dev/inject=true \
         --env="AWS_ENDPOINT_URL_STS=$sts" --overrides='{"spec": {"serviceAccountName": "'"$account"'"}}' --command -- "$@" >/dev/null
-    kubectl -n rolecall-example wait pod/"$name" --timeout=60s --for=jsonpath='{.status.phase}'=Succeeded >/dev/null 2>&1 ||
-        echo "the pod did not succeed"
+    kubectl -n rolecall-example wait pod/"$name" --timeout=60s --for=jsonpath='{.status.containerStatuses[0].state.terminated.reason}' >/dev/null
     kubectl -n rolecall-example logs "$name"
+    kubectl -n rolecall-example get pod "$name" -o jsonpath='ended: {.status.containerStatuses[0].state.terminated.reason}'
 }
 
 boto3='import boto3; print(boto3.client("sts").get_caller_identity()["Arn"])'
@@ -106,7 +107,7 @@ roles:
               kubernetes.default.svc.cluster.local:sub: system:serviceaccount:rolecall-example:whoami
 YAML
 mkfifo "$out/url"
-target/debug/rolecall emulator --config "$out/emulator.yaml" --listen "$CLUSTER_SUBNET.1:0" >"$out/url" 2>"$out/emulator.log" &
+"${CARGO_TARGET_DIR:-target}/debug/rolecall" emulator --config "$out/emulator.yaml" --listen "$CLUSTER_SUBNET.1:0" >"$out/url" 2>"$out/emulator.log" &
 emulator=$!
 exec 8<"$out/url"
 read -r -t 10 sts <&8 || fail "the emulator did not start"
@@ -122,8 +123,8 @@ kubectl -n rolecall rollout status daemonset/rolecall --timeout=60s >/dev/null
 step "the agent is rolled over to the emulator as its STS"
 
 # The example as it stands, but for the image, which no registry gives us, and the application's own STS.
-kubectl set image --local -f daemonset/example/ "whoami=$whoami" -o yaml |
-    kubectl set env --local -f - "AWS_ENDPOINT_URL_STS=$sts" -o yaml | kubectl apply -f - >/dev/null
+sed -e "s|image: .*|image: $whoami|" -e "/command:/a\          env: [{name: AWS_ENDPOINT_URL_STS, value: \"$sts\"}]" daemonset/example/example.yaml |
+    kubectl apply -f - >/dev/null
 kubectl -n rolecall-example wait --for=condition=complete job/whoami --timeout=60s >/dev/null
 expect "the example's AWS CLI has the role" "$identity" kubectl -n rolecall-example logs job/whoami
 expect "boto3 has the role" "$identity" in_pod boto3 whoami python3 -c "$boto3"
@@ -135,7 +136,7 @@ expect "a pod whose ServiceAccount names no role is told so" NoRole in_pod nobod
 kubectl -n rolecall-example delete rolebinding rolecall-mint >/dev/null
 kubectl -n rolecall-example create serviceaccount other >/dev/null
 kubectl -n rolecall-example annotate serviceaccount other rolecall.dev/role-arn=arn:aws:iam::111122223333:role/rolecall-example >/dev/null
-expect "a namespace that has not opted in gets nothing" 'did not succeed' in_pod refused other python3 -c "$boto3"
+expect "a namespace that has not opted in gets nothing" 'ended: Error' in_pod refused other python3 -c "$boto3"
 
 agent=$(kubectl -n rolecall get pod -l app.kubernetes.io/name=rolecall -o jsonpath='{.items[0].metadata.name}')
 kubectl create rolebinding rolecall-mint -n rolecall-example --clusterrole=rolecall-mint --serviceaccount=rolecall:rolecall >/dev/null
