@@ -80,6 +80,24 @@ pub enum Kube {
     Kubeconfig(PathBuf),
 }
 
+/// A PEM file's bytes. The configuration is logged, and this would be most of it.
+#[derive(Clone)]
+pub struct Bundle(Vec<u8>);
+
+impl std::ops::Deref for Bundle {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Bundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
 /// The configuration as understood.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -98,7 +116,7 @@ pub struct Config {
     /// `--sts-endpoint-url`
     pub sts_endpoint_url: Option<String>,
     /// The contents of `--sts-ca-bundle`.
-    pub sts_ca_bundle: Option<Vec<u8>>,
+    pub sts_ca_bundle: Option<Bundle>,
     /// What every plan starts from.
     pub plan: Defaults,
 }
@@ -219,7 +237,7 @@ impl Config {
         }
         let sts_ca_bundle = sts_ca_bundle.or_else(|| variable("AWS_CA_BUNDLE").map(PathBuf::from));
         let sts_ca_bundle = sts_ca_bundle.and_then(|path| match std::fs::read(&path) {
-            Ok(pem) => Some(pem),
+            Ok(pem) => Some(Bundle(pem)),
             Err(err) => {
                 wrong("sts-ca-bundle", format!("{}: {err}", path.display()));
                 None
@@ -333,6 +351,11 @@ mod tests {
             );
         }
         assert_eq!(mistakes.len(), 11, "two listeners are wrong");
+    }
+
+    #[test]
+    fn the_logged_configuration_leaves_a_bundles_bytes_out() {
+        assert_eq!(format!("{:?}", Bundle(vec![b'A'; 300_000])), "300000 bytes");
     }
 
     #[test]
