@@ -30,7 +30,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The fixed word of DESIGN.md's table: metric label, log field and response code.
+    /// The fixed word of the README's table of answers: metric label, log field and response code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Identity(err) => err.code(),

@@ -50,7 +50,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The fixed word of DESIGN.md's table.
+    /// The fixed word of the README's table of answers.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Denied { .. } => "StsDenied",
