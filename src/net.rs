@@ -249,7 +249,8 @@ async fn remove(run_dir: &std::path::Path, wait: bool) -> ExitCode {
         Err(err) => report.failed("addresses", err),
     }
     match run_dir::remove(run_dir) {
-        Ok(()) => report.good(run_dir.display(), "removed"),
+        Ok(true) => report.good(run_dir.display(), "removed"),
+        Ok(false) => report.good(run_dir.display(), "not there"),
         Err(err) => report.failed(run_dir.display(), err),
     }
     if let (Some(mut stop), false) = (stop, report.failed) {

@@ -36,13 +36,13 @@ pub(super) fn prepare(path: &Path, uid: u32) -> Result<(), Error> {
     std::os::unix::fs::lchown(path, Some(uid), None).map_err(refused("give it to the agent"))
 }
 
-/// Removes `path` with the sockets in it; nothing happens if it is not there. Anything else in it is not ours: then it stays, and that is an error.
-pub(super) fn remove(path: &Path) -> Result<(), Error> {
+/// Removes `path` with the sockets in it; says if it was there. Anything else in it is not ours: then it stays, and that is an error.
+pub(super) fn remove(path: &Path) -> Result<bool, Error> {
     let refused = |act| move |source| Error::Refused { act, path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Err(Error::NotADirectory(path.to_owned())),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(err) => return Err(refused("look at it")(err)),
     }
     // Its mode lets the owner in alone, and we come without CAP_DAC_OVERRIDE.
@@ -54,7 +54,8 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
             fs::remove_file(entry.path()).map_err(refused("empty it"))?;
         }
     }
-    fs::remove_dir(path).map_err(refused("remove it"))
+    fs::remove_dir(path).map_err(refused("remove it"))?;
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -80,9 +81,9 @@ mod tests {
         fs::write(path.join("foreign"), "").unwrap();
         assert!(matches!(remove(&path), Err(Error::Refused { act: "remove it", .. })));
         fs::remove_file(path.join("foreign")).unwrap();
-        remove(&path).unwrap();
+        assert!(remove(&path).unwrap());
         assert!(!path.exists());
-        remove(&path).unwrap();
+        assert!(!remove(&path).unwrap());
     }
 
     #[test]
