@@ -1,4 +1,45 @@
-//! Pod Identity for any Kubernetes.
+//! Pod Identity for any Kubernetes: annotate a ServiceAccount, and its pods get that AWS role.
+//!
+//! # The path of a request
+//!
+//! Read the modules in this order. Each step takes the proof that the step before it made.
+//!
+//! | module | from | to |
+//! |---|---|---|
+//! | [`server`] | a connection | a [`Caller`](identity::Caller), and a task of its own |
+//! | [`server::ecs`] | HTTP | a question, and its answer as JSON |
+//! | [`broker`] | **the story**: one function, all steps | [`Broker::credentials`](broker::Broker::credentials) |
+//! | [`identity`] | a caller | an [`AttestedPod`](identity::AttestedPod), or a refusal |
+//! | [`service_accounts`] | the pod's ServiceAccount | what its watch last said |
+//! | [`role`] | annotations | a [`RolePlan`](role::RolePlan), if [`policy`] allows the role |
+//! | [`cache`] | a plan | its answer; one flight, renewed ahead of time |
+//! | [`exchange`] | a plan | one flight, from end to end |
+//! | [`cluster`] | a pod | a [`BoundToken`](token::BoundToken): the door to the kube API, and the watches |
+//! | [`sts`] | plan and token | [`Credentials`](credentials::Credentials): the door to STS |
+//! | [`server::reply`] | a refusal | status, code, body |
+//!
+//! Around it: [`app`] builds every part; [`config`] has every flag; [`warm`] keeps the plans in step with the pods; [`admin`],
+//! [`metrics`] and [`telemetry`] are for the operator; [`shutdown`] drains; [`time`] and [`sys`] are the clock and the only
+//! `unsafe`. Beside it: [`dev`] runs the same path on loopback, [`emulator`] is the STS that it talks to, `net` gives a node its
+//! addresses, and `fakes` are the two doors in memory (feature `testing`).
+//!
+//! # What must never break
+//!
+//! 1. A pod never gets another pod's credentials, and any doubt is a refusal: [`identity`] judges, [`identity::confirm`] asks
+//!    etcd, [`role::PlanKey`] holds all that decides an answer. There is no default role. What an address cannot prove is
+//!    in the README.
+//! 2. The secret never expires in the caller's hand while STS is there, and never outlives what STS said: [`cache`] renews at half
+//!    life, by two clocks, and never serves the expired.
+//! 3. One flight: any number of callers cause one TokenRequest and one STS call, also when the first hangs up: [`cache`].
+//! 4. A cached answer touches no network and no disk, holds no lock across an await, and builds no JSON:
+//!    [`cache::Served`] has the bytes.
+//! 5. The kube API and STS can be away; a pod that had credentials keeps them until they run out: [`exchange`] shows the last token
+//!    again, [`cache`] backs off.
+//! 6. Secrets are in no log, metric, panic, core dump or error: [`credentials`] and [`token`] redact, [`sys::harden`] forbids
+//!    dumps, [`server::reply`] keeps upstream texts away from pods.
+//! 7. Failing closed: a caller gets an error from us, never another role: [`server::reply`] has every one of them.
+//! 8. What is not understood is refused: [`role`] takes no unknown annotation, [`config`] no flag that nobody reads.
+//! 9. Principals are stable: the same plan has the same [session name](role::session_name) on every node, after every renewal.
 #![warn(clippy::unwrap_used)]
 
 pub mod admin;

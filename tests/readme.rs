@@ -1,0 +1,92 @@
+//! README.md says what the program says: its tables are compared with the program itself.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+const README: &str = include_str!("../README.md");
+
+#[test]
+fn the_flags_are_those_of_the_agents_help() {
+    let agent = Command::new(env!("CARGO_BIN_EXE_rolecall")).args(["agent", "--help"]).env_clear().output();
+    let help = String::from_utf8(agent.expect("rolecall starts").stdout).expect("help is UTF-8");
+    let (_, options) = help.split_once("Options:").expect("help has options");
+    let mut table = String::from("| flag | default | meaning |\n|---|---|---|\n");
+    for option in options.split("\n      --").skip(1) {
+        let (flag, text) = option.split_once('\n').expect("the text follows on a line of its own");
+        let text = text.split("\n  -h").next().unwrap_or_default().trim();
+        let flag = flag.split(' ').next().unwrap_or_default();
+        let variable = format!("ROLECALL_{}", flag.to_uppercase().replace('-', "_"));
+        assert!(text.contains(&format!("[env: {variable}=]")), "--{flag} has no {variable}");
+        // What the parser fills in is code; what the agent works out stands in words in the sentence.
+        let (text, default) = match text.rsplit_once("] [default: ") {
+            Some((text, default)) => (text, format!("`{}`", default.trim_end_matches(']'))),
+            None => (text, String::new()),
+        };
+        let (meaning, _) = text.split_once(" [env: ").expect("every flag has its variable");
+        let (meaning, default) = match meaning.split_once(" [default: ") {
+            Some((meaning, words)) => (meaning, words.strip_suffix(']').unwrap_or(words).to_owned()),
+            None => (meaning, default),
+        };
+        table += &format!("| `--{flag}` | {default} | {meaning} |\n");
+    }
+    assert!(README.contains(&table), "README.md must have this table:\n{table}");
+}
+
+#[test]
+fn the_series_are_those_that_are_registered() {
+    // Not those of a scrape: a counter that nothing has counted yet is not in one.
+    let names = |text: &'static str, quote: char| -> BTreeSet<&'static str> {
+        text.split(quote).filter(|word| word.starts_with("rolecall_")).map(series).collect()
+    };
+    let registered = names(include_str!("../src/metrics.rs"), '"');
+    assert_eq!(names(README, '`'), registered);
+}
+
+/// The name without its labels.
+fn series(text: &str) -> &str {
+    text.split('{').next().unwrap_or(text)
+}
+
+#[test]
+fn the_annotations_are_those_that_are_read() {
+    let names = |text: &'static str, quote: char| -> BTreeSet<&'static str> {
+        let prefixes = ["rolecall.dev/", "eks.amazonaws.com/"];
+        text.split(quote)
+            .filter(|word| {
+                prefixes.iter().any(|prefix| word.len() > prefix.len() && word.starts_with(prefix))
+            })
+            .collect()
+    };
+    let (_, section) =
+        README.split_once("\n## Annotations\n").expect("README.md has a section on annotations");
+    let (table, _) = section.split_once("\n\nAny other").expect("what follows the table is what is refused");
+    assert_eq!(names(table, '`'), names(include_str!("../src/role.rs"), '"'));
+}
+
+#[test]
+fn every_code_of_an_answer_is_listed_and_no_other() {
+    let (_, section) = README.split_once("\n## Answers\n").expect("README.md has a section on answers");
+    let (section, _) = section.split_once("\n## ").expect("it is not the last");
+    let rows = section.lines().filter(|line| line.starts_with("| "));
+    let listed: BTreeSet<&str> = rows
+        .flat_map(|row| row.split('|').nth(2).unwrap_or_default().split('`'))
+        .filter(|word| word.starts_with(|c: char| c.is_ascii_uppercase()))
+        .collect();
+    // The words stand in the `code` functions of the path and nowhere else.
+    let code = [
+        include_str!("../src/server/reply.rs"),
+        include_str!("../src/identity.rs"),
+        include_str!("../src/broker.rs"),
+        include_str!("../src/role.rs"),
+        include_str!("../src/exchange.rs"),
+        include_str!("../src/sts.rs"),
+    ];
+    let given: BTreeSet<&str> = code
+        .iter()
+        .flat_map(|file| file.split("pub fn code(&self)").skip(1))
+        .flat_map(|function| {
+            function.split("\n    }\n").next().unwrap_or_default().split('"').skip(1).step_by(2)
+        })
+        .collect();
+    assert_eq!(listed, given);
+}
