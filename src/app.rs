@@ -102,8 +102,9 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     sys::harden().context("the process cannot be hardened")?;
     tracing::info!(config = %config, version = env!("CARGO_PKG_VERSION"), "starting");
     tracing::warn!(
-        "--identity=ip believes the source address: it cannot see a pod that spoofs another's on a shared bridge, \
-         nor a new pod that asks before the API server has marked the address's old owner as deleted"
+        "--identity=ip believes the source address. It cannot see a pod that takes another's on a shared bridge, nor an \
+         address that has a new pod while the API server, or a watch that lags, still shows the old one; the README \
+         lists every case"
     );
     let (trigger, drain) = shutdown::drain();
     let mut tasks = JoinSet::new();

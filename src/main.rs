@@ -14,7 +14,7 @@ use rolecall::{admin, app, dev, emulator};
 
 /// Pod Identity for any Kubernetes: annotate a ServiceAccount, and its pods get that AWS role.
 #[derive(Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
