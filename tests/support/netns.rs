@@ -89,6 +89,11 @@ fn enter_namespaces() -> Result<(), String> {
     Ok(())
 }
 
+/// Moves this thread, for good, into the network namespace at `path`.
+pub fn enter_thread(path: &str) {
+    setns(File::open(path).expect("namespace"), CloneFlags::CLONE_NEWNET).expect("setns");
+}
+
 fn say(line: &str) {
     use io::Write;
     let _ = writeln!(io::stderr(), "{line}");
@@ -156,7 +161,7 @@ impl Namespace {
         let path = format!("/run/netns/{}", self.name);
         let inside = thread::scope(|scope| {
             let thread = thread::Builder::new().name(self.name.clone()).spawn_scoped(scope, || {
-                setns(File::open(path).expect("namespace"), CloneFlags::CLONE_NEWNET).expect("setns");
+                enter_thread(&path);
                 work()
             });
             thread.expect("thread").join()

@@ -1,0 +1,35 @@
+//! The main job on real parts: a pod of the node gets the credentials of its ServiceAccount's role.
+//!
+//! Real are the agent (the binary that ships, on its default addresses, with the ServiceAccount and the rights that ship), the API server
+//! that mints the tokens, the kernel between pod and node, and the SDKs. STS is the emulator, which checks every token against the API
+//! server's own keys and the role's trust policy. Made by hand is what a kubelet would do: namespaces, and the status of pods.
+
+#[path = "support/apiserver.rs"]
+mod apiserver;
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/net.rs"]
+#[allow(dead_code)]
+mod net;
+#[path = "support/netns.rs"]
+mod netns;
+#[path = "support/proxy.rs"]
+#[allow(dead_code)]
+mod proxy;
+#[path = "support/sdk.rs"]
+mod sdk;
+#[path = "support/world.rs"]
+#[allow(unreachable_pub)]
+mod world;
+
+#[path = "node/grants.rs"]
+mod grants;
+#[path = "node/lifecycle.rs"]
+mod lifecycle;
+#[path = "node/sdks.rs"]
+mod sdks;
+#[path = "node/trouble.rs"]
+mod trouble;
+
+/// The Kubernetes namespaces of the tests: STS has roles for the ServiceAccounts of each.
+const NAMESPACES: &[&str] = &["routed", "bridged", "ipv6", "relative", "back", "slow", "denied", "no-role"];

@@ -1,0 +1,520 @@
+//! One node for a whole test binary: a real API server, the shipped agent as a process, an STS that validates, pods in namespaces.
+//!
+//! All of it is in the network namespace of that node. A test's own code runs there too, on a thread of its own, so `127.0.0.1` means
+//! the node; what a pod does goes through [`RunningPod`].
+#![allow(clippy::unwrap_used, dead_code)]
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rolecall::emulator::{Bound, Config, Emulator, Fault, IssuerConfig, RoleConfig, Tls};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, interval};
+
+use crate::apiserver::ApiServer;
+use crate::http::{self, Answer};
+use crate::net;
+use crate::netns::{self, NODE_IP, Node};
+
+/// The shipped binary.
+pub const ROLECALL: &str = env!("CARGO_BIN_EXE_rolecall");
+/// Where the node's own agent listens.
+pub const V4: &str = "169.254.170.23:9902";
+/// The ServiceAccounts that have a role in every namespace: `NAMESPACE-ACCOUNT`. The SDKs' names are among them.
+const ACCOUNTS: [&str; 8] = ["web", "api", "boto3", "aws-cli", "go", "java", "js", "rust"];
+/// The account of those roles.
+const ACCOUNT_ID: &str = "111122223333";
+/// For what should take milliseconds, on a machine that is busy with other things.
+pub const SOON: Duration = Duration::from_secs(15);
+/// How often a state is looked at that nothing tells of.
+const LOOK: Duration = Duration::from_millis(20);
+/// What agents have handed out in this process: it must be in no line that one of them wrote.
+static SECRETS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Runs a test inside the node, in a Kubernetes namespace of its own. Not at all where this machine has no network namespaces, which
+/// has been said, and is a failure under `CI`.
+pub fn on_the_node(namespace: &'static str, test: impl AsyncFnOnce(&Case) + Send) {
+    static WORLD: OnceLock<Option<World>> = OnceLock::new();
+    let Some(world) = WORLD.get_or_init(World::start) else {
+        // Says so, once for every test.
+        assert!(Node::new(namespace).is_none());
+        return;
+    };
+    world.node.run(async || {
+        let case = Case::new(world, namespace).await;
+        test(&case).await;
+        world.agent.has_told_no_secret();
+    });
+}
+
+/// What all tests share.
+pub struct World {
+    pub node: Node,
+    pub emulator: Emulator,
+    /// Its URL, for agents and for pods.
+    pub sts: String,
+    pub agent: Agent,
+    server: &'static ApiServer,
+    numbers: AtomicU16,
+}
+
+impl World {
+    fn start() -> Option<Self> {
+        let node = Node::new("node")?;
+        net::install(&node, &[]);
+        let (server, emulator, sts, agent) = node.run(async || {
+            let server = ApiServer::shared();
+            let (emulator, sts) = serve_sts(&node, server, &format!("{NODE_IP}:0"), None);
+            let kubeconfig = server.agent_kubeconfig("node");
+            let agent = Agent::start(&node, "node", &kubeconfig, &["--sts-endpoint-url", &sts]);
+            agent.until_ready().await;
+            (server, emulator, sts, agent)
+        });
+        Some(Self { node, emulator, sts, agent, server, numbers: AtomicU16::new(10) })
+    }
+
+    /// Never the same twice, and never a whole node's own.
+    fn number(&self) -> u16 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// An STS that believes the API server's keys, on a thread inside the node for as long as this process lives.
+fn serve_sts(node: &Node, server: &ApiServer, at: &str, tls: Option<Tls>) -> (Emulator, String) {
+    let issuer = server.issuer();
+    let name = issuer.trim_start_matches("https://").to_owned();
+    let role = |namespace: &str, account: &str| RoleConfig {
+        arn: arn(namespace, account),
+        trust_policy: json!({"Version": "2012-10-17", "Statement": [{
+            "Effect": "Allow",
+            "Principal": {"Federated": format!("arn:aws:iam::{ACCOUNT_ID}:oidc-provider/{name}")},
+            "Action": "sts:AssumeRoleWithWebIdentity",
+            "Condition": {"StringEquals": {
+                format!("{name}:aud"): "sts.amazonaws.com",
+                format!("{name}:sub"): format!("system:serviceaccount:{namespace}:{account}"),
+            }},
+        }]}),
+        ..RoleConfig::default()
+    };
+    let config = Config {
+        issuers: vec![IssuerConfig {
+            url: issuer.clone(),
+            jwks: Some(server.jwks().into()),
+            ..IssuerConfig::default()
+        }],
+        roles: crate::NAMESPACES
+            .iter()
+            .flat_map(|namespace| ACCOUNTS.map(|account| role(namespace, account)))
+            .collect(),
+        ..Config::default()
+    };
+    let (sender, started) = std::sync::mpsc::channel();
+    let (path, at) = (format!("/run/netns/{}", node.name()), at.parse().unwrap());
+    std::thread::spawn(move || {
+        netns::enter_thread(&path);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut bound: Bound = Emulator::bind(config, at).await.unwrap();
+            if let Some(tls) = tls {
+                bound = bound.with_tls(tls);
+            }
+            sender.send((bound.emulator(), bound.url())).unwrap();
+            bound.serve().await;
+        });
+    });
+    started.recv().unwrap()
+}
+
+/// The role that `account` may have.
+pub fn arn(namespace: &str, account: &str) -> String {
+    format!("arn:aws:iam::{ACCOUNT_ID}:role/{namespace}-{account}")
+}
+
+/// Whom STS takes the holder of that role's credentials for.
+pub fn session_arn(namespace: &str, account: &str) -> String {
+    format!("arn:aws:sts::{ACCOUNT_ID}:assumed-role/{namespace}-{account}/{namespace}.{account}")
+}
+
+/// The agent as a process. It ends with this value, and with the test process, however that ends.
+pub struct Agent {
+    child: Child,
+    undertaker: Child,
+    pub socket: PathBuf,
+    output: PathBuf,
+}
+
+impl Agent {
+    /// Starts the shipped binary on `node`; what it says goes to a file.
+    pub fn start(node: &Node, name: &str, kubeconfig: &Path, args: &[&str]) -> Self {
+        let (socket, output) = (format!("/run/{name}.sock").into(), format!("/run/{name}.log").into());
+        let file = File::create::<&PathBuf>(&output).unwrap();
+        let mut command = node.command(ROLECALL);
+        for (name, _) in
+            std::env::vars().filter(|(name, _)| name.starts_with("ROLECALL_") || name.starts_with("AWS_"))
+        {
+            command.env_remove(name);
+        }
+        let child = command
+            .args(["agent", "--node-name", name, "--region", "eu-central-1", "--kubeconfig"])
+            .arg(kubeconfig)
+            .arg("--local-socket")
+            .arg(&socket)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        // In a process group of its own, which Ctrl-C does not reach.
+        let undertaker = Command::new("bash")
+            .args(["-c", "cat; kill -KILL $0", &child.id().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Self { child, undertaker, socket, output }
+    }
+
+    /// All that it has written so far.
+    pub fn output(&self) -> String {
+        fs::read_to_string(&self.output).unwrap()
+    }
+
+    /// Its access lines about a pod.
+    pub fn lines_about(&self, pod: &RunningPod) -> Vec<Value> {
+        let uid = format!("\"pod.uid\":\"{}\"", pod.uid);
+        self.output()
+            .lines()
+            .filter(|line| line.contains(&uid))
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// A page of its local socket; `None` while nobody answers there.
+    pub async fn page(&self, path: &str) -> Option<(u16, String)> {
+        let (status, body) = rolecall::admin::ask(&self.socket, path).await.ok()?;
+        Some((status.as_u16(), body))
+    }
+
+    pub async fn until_ready(&self) {
+        self.until_page("/readyz", |status, _| status == 200).await;
+    }
+
+    /// Waits for a page to be so.
+    pub async fn until_page(&self, path: &str, so: impl Fn(u16, &str) -> bool) -> String {
+        until(
+            SOON,
+            || self.output(),
+            async || self.page(path).await.filter(|(status, body)| so(*status, body)).map(|(_, body)| body),
+        )
+        .await
+    }
+
+    /// `rolecall probe WHAT`
+    pub fn probe(&self, what: &str) -> Output {
+        Command::new(ROLECALL).args(["probe", what, "--local-socket"]).arg(&self.socket).output().unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// How it ended; waits for it.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let begun = Instant::now();
+        let mut looks = interval(LOOK);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begun.elapsed() < SOON, "it still runs: {}", self.output());
+            looks.tick().await;
+        }
+    }
+
+    /// No key, session token or JWT in anything it wrote, whoever was given them.
+    pub fn has_told_no_secret(&self) {
+        let output = self.output();
+        assert!(!output.contains("eyJ"), "a JWT: {output}");
+        for secret in &*SECRETS.lock().unwrap() {
+            assert!(!output.contains(secret), "{secret}: {output}");
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Before its subject, whose process id is another's afterwards.
+        for process in [&mut self.undertaker, &mut self.child] {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// One test's part of the world: its Kubernetes namespace, in which the agent may mint.
+pub struct Case {
+    world: &'static World,
+    pub namespace: &'static str,
+    admin: kube::Client,
+}
+
+impl Deref for Case {
+    type Target = World;
+    fn deref(&self) -> &World {
+        self.world
+    }
+}
+
+impl Case {
+    async fn new(world: &'static World, namespace: &'static str) -> Self {
+        assert!(crate::NAMESPACES.contains(&namespace), "STS has no roles for {namespace}");
+        let config = rolecall::cluster::client::config(Some(&world.server.kubeconfig())).await.unwrap();
+        let admin = rolecall::cluster::client::client(&config).unwrap();
+        let case = Self { world, namespace, admin };
+        case.post("/api/v1/namespaces", &json!({"metadata": {"name": namespace}})).await;
+        let binding = json!({
+            "metadata": {"name": "rolecall-mint"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "rolecall-mint"},
+            "subjects": [{"kind": "ServiceAccount", "name": "rolecall", "namespace": "rolecall"}],
+        });
+        case.post(
+            &format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings"),
+            &binding,
+        )
+        .await;
+        let right = json!({"spec": {
+            "user": "system:serviceaccount:rolecall:rolecall",
+            "resourceAttributes": {"namespace": namespace, "verb": "create", "resource": "serviceaccounts", "subresource": "token"},
+        }});
+        until(
+            SOON,
+            || "no right to mint".into(),
+            async || {
+                let review = case.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", &right).await;
+                (review["status"]["allowed"] == true).then_some(())
+            },
+        )
+        .await;
+        case
+    }
+
+    async fn send(&self, method: &str, path: &str, content: &str, body: &Value) -> Value {
+        let request = ::http::Request::builder().method(method).uri(path).header("content-type", content);
+        let answer = self.admin.request(request.body(body.to_string().into_bytes()).unwrap()).await;
+        answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    async fn post(&self, path: &str, object: &Value) -> Value {
+        self.send("POST", path, "application/json", object).await
+    }
+
+    fn path(&self, kind: &str, name: &str) -> String {
+        format!("/api/v1/namespaces/{}/{kind}/{name}", self.namespace)
+    }
+
+    /// A ServiceAccount with the role that trusts it.
+    pub async fn account(&self, name: &str) {
+        self.account_with(name, json!({"rolecall.dev/role-arn": arn(self.namespace, name)})).await;
+    }
+
+    pub async fn account_with(&self, name: &str, annotations: Value) {
+        let object = json!({"metadata": {"name": name, "annotations": annotations}});
+        self.post(&self.path("serviceaccounts", ""), &object).await;
+    }
+
+    /// Sets annotations; `null` removes one.
+    pub async fn annotate(&self, name: &str, annotations: Value) {
+        let patch = json!({"metadata": {"annotations": annotations}});
+        self.send("PATCH", &self.path("serviceaccounts", name), "application/merge-patch+json", &patch).await;
+    }
+
+    /// A pod of `account` on the node, behind a cable of its own.
+    pub async fn pod(&self, account: &str) -> RunningPod {
+        self.pod_on("node", account, Shape::Routed).await
+    }
+
+    /// A pod whose API object has everything that a kubelet would have written, on the node or on one that only agents' names tell
+    /// from it.
+    pub async fn pod_on(&self, node: &str, account: &str, shape: Shape) -> RunningPod {
+        let number = self.number();
+        let name = format!("{account}-{number}");
+        let net_name = format!("p{number}");
+        let (ip, ipv6, net) = match shape {
+            Shape::Routed => {
+                let (ip, ipv6) = (format!("10.0.1.{number}"), format!("fd00:1::{number}"));
+                let net = self.node.routed_pod(&net_name, &ip, Some(&ipv6));
+                (ip, ipv6, net)
+            }
+            Shape::Bridged => {
+                let (ip, ipv6) = (format!("10.0.2.{number}"), format!("fd00:2::{number}"));
+                let net = self.node.bridged_pod(&net_name, &ip, Some(&ipv6));
+                (ip, ipv6, net)
+            }
+        };
+        let object = json!({"metadata": {"name": name}, "spec": {
+            "serviceAccountName": account, "nodeName": node, "containers": [{"name": "main", "image": "none:1"}],
+        }});
+        let made = self.post(&self.path("pods", ""), &object).await;
+        let status =
+            json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}, {"ip": ipv6}]}});
+        let path = self.path("pods", &format!("{name}/status"));
+        self.send("PATCH", &path, "application/merge-patch+json", &status).await;
+        RunningPod { name, uid: made["metadata"]["uid"].as_str().unwrap().into(), ip, ipv6, net }
+    }
+
+    /// Deletes the pod's object at once; its processes and connections are still there.
+    pub async fn delete(&self, pod: &RunningPod) {
+        let now = json!({"gracePeriodSeconds": 0});
+        self.send("DELETE", &self.path("pods", &pod.name), "application/json", &now).await;
+    }
+
+    /// One more agent: for another node by name, on a port of the node's address. Returns where it listens.
+    pub fn agent(&self, node: &str, kubeconfig: &Path, args: &[&str]) -> (Agent, SocketAddr) {
+        let at = format!("{NODE_IP}:{}", 10_000 + self.number());
+        let args = [&["--listen", &at, "--metrics-listen", "127.0.0.1:0"], args].concat();
+        (Agent::start(&self.node, node, kubeconfig, &args), at.parse().unwrap())
+    }
+
+    /// A kubeconfig for an agent on a node of that name: the ServiceAccount and the rights that ship.
+    pub fn kubeconfig(&self, node: &str) -> PathBuf {
+        self.server.agent_kubeconfig(node)
+    }
+
+    /// The same by way of another port of 127.0.0.1.
+    pub fn kubeconfig_by(&self, node: &str, port: u16) -> PathBuf {
+        let path = self.kubeconfig(node);
+        let by = format!("127.0.0.1:{port}");
+        fs::write(
+            &path,
+            fs::read_to_string(&path).unwrap().replace(&format!("127.0.0.1:{}", self.server_port()), &by),
+        )
+        .unwrap();
+        path
+    }
+
+    /// Where the API server listens.
+    pub fn server_port(&self) -> u16 {
+        let config: Value = self.server.json(&["config", "view"]);
+        let url: ::http::Uri = config["clusters"][0]["cluster"]["server"].as_str().unwrap().parse().unwrap();
+        url.port_u16().unwrap()
+    }
+
+    /// One more STS with the same roles, with a certificate.
+    pub fn sts_with_tls(&self, tls: Tls) -> (Emulator, String) {
+        serve_sts(&self.node, self.server, "127.0.0.1:0", Some(tls))
+    }
+
+    /// Trouble with the calls for one role alone.
+    pub fn fault(&self, account: &str, fault: Fault) {
+        let role = Some(arn(self.namespace, account));
+        let action = Some("AssumeRoleWithWebIdentity".to_owned());
+        self.emulator.add_fault(Fault { role, action, ..fault }).unwrap();
+    }
+
+    /// How many calls STS has received for that role.
+    pub fn calls(&self, account: &str) -> u64 {
+        let role = arn(self.namespace, account);
+        self.emulator.calls().iter().filter(|calls| calls.role == role).map(|calls| calls.received).sum()
+    }
+}
+
+/// How a pod is connected to its node.
+#[derive(Clone, Copy)]
+pub enum Shape {
+    Routed,
+    Bridged,
+}
+
+/// A pod: its namespace, and the object that the API server has of it.
+pub struct RunningPod {
+    pub name: String,
+    pub uid: String,
+    pub ip: String,
+    pub ipv6: String,
+    net: netns::Pod,
+}
+
+impl RunningPod {
+    /// A command in the pod.
+    pub fn command(&self, program: &Path) -> Command {
+        self.net.command(program.to_str().unwrap())
+    }
+
+    /// A connection from the pod, for the test's own runtime.
+    pub fn connect(&self, to: SocketAddr) -> TcpStream {
+        let from = if to.is_ipv6() { &self.ipv6 } else { &self.ip };
+        let stream = self.net.run(async || http::connect(from, to).await.into_std().unwrap());
+        TcpStream::from_std(stream).unwrap()
+    }
+
+    /// What an SDK would be answered, on a connection of its own.
+    pub async fn get(&self, to: SocketAddr) -> Answer {
+        ask(&mut self.connect(to), to).await.expect("an answer")
+    }
+
+    /// Asks until the answer is so; returns it, and how long that took.
+    pub async fn until(
+        &self,
+        to: SocketAddr,
+        within: Duration,
+        so: impl Fn(&Answer) -> bool,
+    ) -> (Answer, Duration) {
+        let begun = Instant::now();
+        let last = Mutex::new(String::new());
+        let answer = until(
+            within,
+            || last.lock().unwrap().clone(),
+            async || {
+                let answer = self.get(to).await;
+                *last.lock().unwrap() = format!("{answer:?}");
+                so(&answer).then_some(answer)
+            },
+        )
+        .await;
+        (answer, begun.elapsed())
+    }
+
+    /// Asks as SDKs do, again after a 503, and returns the document.
+    pub async fn credentials(&self, to: SocketAddr) -> Value {
+        let (answer, _) = self.until(to, SOON, |answer| answer.status != 503).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()
+    }
+}
+
+/// One request on a connection that may have been used before; `None` if the agent closed it instead.
+pub async fn ask(stream: &mut TcpStream, to: SocketAddr) -> Option<Answer> {
+    let answer = http::ask(stream, &http::request(to)).await?;
+    if answer.status == 200 {
+        let document = answer.json();
+        let secrets = ["SecretAccessKey", "Token"].map(|field| document[field].as_str().unwrap().to_owned());
+        SECRETS.lock().unwrap().extend(secrets);
+    }
+    Some(answer)
+}
+
+/// Looks until there is something to see.
+pub async fn until<T>(within: Duration, state: impl Fn() -> String, look: impl AsyncFn() -> Option<T>) -> T {
+    let begun = Instant::now();
+    let mut looks = interval(LOOK);
+    loop {
+        if let Some(seen) = look().await {
+            return seen;
+        }
+        assert!(begun.elapsed() < within, "not so within {within:?}: {}", state());
+        looks.tick().await;
+    }
+}
