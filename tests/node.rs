@@ -32,4 +32,28 @@ mod sdks;
 mod trouble;
 
 /// The Kubernetes namespaces of the tests: STS has roles for the ServiceAccounts of each.
-const NAMESPACES: &[&str] = &["routed", "bridged", "ipv6", "relative", "back", "slow", "denied", "no-role"];
+const NAMESPACES: &[&str] = &[
+    "routed",
+    "bridged",
+    "ipv6",
+    "relative",
+    "back",
+    "slow",
+    "denied",
+    "no-role",
+    "bound",
+    "hundred",
+    "host",
+    "deleted",
+    "reused",
+    "changed",
+    "revoked",
+    "distrusted",
+    "failing",
+    "tls",
+    "away",
+    "early",
+    "drained",
+    "second-signal",
+    "secrets",
+];

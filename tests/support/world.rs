@@ -25,13 +25,14 @@ use tokio::time::{Instant, interval};
 use crate::apiserver::ApiServer;
 use crate::http::{self, Answer};
 use crate::net;
-use crate::netns::{self, NODE_IP, Node};
+use crate::netns::{self, NODE_IP, NODE_IP_V6, Node};
 
 /// The shipped binary.
 pub const ROLECALL: &str = env!("CARGO_BIN_EXE_rolecall");
 /// Where the node's own agent listens.
 pub const V4: &str = "169.254.170.23:9902";
-/// The ServiceAccounts that have a role in every namespace: `NAMESPACE-ACCOUNT`. The SDKs' names are among them.
+/// The ServiceAccounts that have a role in every namespace: `NAMESPACE-ACCOUNT`, which trusts nobody else. The SDKs' names are among
+/// them. And each namespace has a role `NAMESPACE-any` for all of its ServiceAccounts.
 const ACCOUNTS: [&str; 8] = ["web", "api", "boto3", "aws-cli", "go", "java", "js", "rust"];
 /// The account of those roles.
 const ACCOUNT_ID: &str = "111122223333";
@@ -93,17 +94,17 @@ impl World {
 /// An STS that believes the API server's keys, on a thread inside the node for as long as this process lives.
 fn serve_sts(node: &Node, server: &ApiServer, at: &str, tls: Option<Tls>) -> (Emulator, String) {
     let issuer = server.issuer();
-    let name = issuer.trim_start_matches("https://").to_owned();
-    let role = |namespace: &str, account: &str| RoleConfig {
-        arn: arn(namespace, account),
+    let issuer_name = issuer.trim_start_matches("https://").to_owned();
+    let role = |namespace: &str, name: &str, account: &str| RoleConfig {
+        arn: arn(namespace, name),
         trust_policy: json!({"Version": "2012-10-17", "Statement": [{
             "Effect": "Allow",
-            "Principal": {"Federated": format!("arn:aws:iam::{ACCOUNT_ID}:oidc-provider/{name}")},
+            "Principal": {"Federated": format!("arn:aws:iam::{ACCOUNT_ID}:oidc-provider/{issuer_name}")},
             "Action": "sts:AssumeRoleWithWebIdentity",
-            "Condition": {"StringEquals": {
-                format!("{name}:aud"): "sts.amazonaws.com",
-                format!("{name}:sub"): format!("system:serviceaccount:{namespace}:{account}"),
-            }},
+            "Condition": {
+                "StringEquals": {format!("{issuer_name}:aud"): "sts.amazonaws.com"},
+                "StringLike": {format!("{issuer_name}:sub"): format!("system:serviceaccount:{namespace}:{account}")},
+            },
         }]}),
         ..RoleConfig::default()
     };
@@ -115,7 +116,10 @@ fn serve_sts(node: &Node, server: &ApiServer, at: &str, tls: Option<Tls>) -> (Em
         }],
         roles: crate::NAMESPACES
             .iter()
-            .flat_map(|namespace| ACCOUNTS.map(|account| role(namespace, account)))
+            .flat_map(|namespace| {
+                let own = ACCOUNTS.map(|account| role(namespace, account, account));
+                own.into_iter().chain([role(namespace, "any", "*")])
+            })
             .collect(),
         ..Config::default()
     };
@@ -364,28 +368,59 @@ impl Case {
                 (ip, ipv6, net)
             }
         };
+        let uid = self.pod_object(node, &name, account, &[&ip, &ipv6]).await;
+        RunningPod { name, uid, ip, ipv6, net }
+    }
+
+    /// A pod's object alone, and its UID: for two of them that show one address.
+    pub async fn pod_object(&self, node: &str, name: &str, account: &str, addresses: &[&str]) -> String {
+        self.bound_object(node, name, account, false, addresses).await
+    }
+
+    /// The object of a pod on the node's own network.
+    pub async fn host_pod(&self, account: &str) {
+        self.bound_object("node", "host", account, true, &[NODE_IP, NODE_IP_V6]).await;
+    }
+
+    async fn bound_object(
+        &self,
+        node: &str,
+        name: &str,
+        account: &str,
+        host: bool,
+        addresses: &[&str],
+    ) -> String {
         let object = json!({"metadata": {"name": name}, "spec": {
-            "serviceAccountName": account, "nodeName": node, "containers": [{"name": "main", "image": "none:1"}],
+            "serviceAccountName": account, "nodeName": node, "hostNetwork": host,
+            "containers": [{"name": "main", "image": "none:1"}],
         }});
         let made = self.post(&self.path("pods", ""), &object).await;
-        let status =
-            json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}, {"ip": ipv6}]}});
+        let ips: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        let status = json!({"status": {"phase": "Running", "podIP": addresses[0], "podIPs": ips}});
         let path = self.path("pods", &format!("{name}/status"));
         self.send("PATCH", &path, "application/merge-patch+json", &status).await;
-        RunningPod { name, uid: made["metadata"]["uid"].as_str().unwrap().into(), ip, ipv6, net }
+        made["metadata"]["uid"].as_str().unwrap().to_owned()
     }
 
-    /// Deletes the pod's object at once; its processes and connections are still there.
-    pub async fn delete(&self, pod: &RunningPod) {
+    /// Deletes a pod's object at once; its processes and connections are still there.
+    pub async fn delete(&self, pod: &str) {
         let now = json!({"gracePeriodSeconds": 0});
-        self.send("DELETE", &self.path("pods", &pod.name), "application/json", &now).await;
+        self.send("DELETE", &self.path("pods", pod), "application/json", &now).await;
     }
 
-    /// One more agent: for another node by name, on a port of the node's address. Returns where it listens.
-    pub fn agent(&self, node: &str, kubeconfig: &Path, args: &[&str]) -> (Agent, SocketAddr) {
+    /// What the API server thinks of a token.
+    pub async fn review(&self, token: &str, audiences: &[&str]) -> Value {
+        let review = json!({"spec": {"token": token, "audiences": audiences}});
+        self.post("/apis/authentication.k8s.io/v1/tokenreviews", &review).await["status"].clone()
+    }
+
+    /// One more agent: for another node by name, on a port of the node's address. Returns where it listens, which it does already.
+    pub async fn agent(&self, node: &str, kubeconfig: &Path, args: &[&str]) -> (Agent, SocketAddr) {
         let at = format!("{NODE_IP}:{}", 10_000 + self.number());
         let args = [&["--listen", &at, "--metrics-listen", "127.0.0.1:0"], args].concat();
-        (Agent::start(&self.node, node, kubeconfig, &args), at.parse().unwrap())
+        let agent = Agent::start(&self.node, node, kubeconfig, &args);
+        agent.until_page("/livez", |status, _| status == 200).await;
+        (agent, at.parse().unwrap())
     }
 
     /// A kubeconfig for an agent on a node of that name: the ServiceAccount and the rights that ship.
@@ -412,22 +447,28 @@ impl Case {
         url.port_u16().unwrap()
     }
 
-    /// One more STS with the same roles, with a certificate.
-    pub fn sts_with_tls(&self, tls: Tls) -> (Emulator, String) {
-        serve_sts(&self.node, self.server, "127.0.0.1:0", Some(tls))
+    /// One more STS with the same roles, for 127.0.0.1.
+    pub fn sts_with(&self, tls: Option<Tls>) -> (Emulator, String) {
+        serve_sts(&self.node, self.server, "127.0.0.1:0", tls)
     }
 
     /// Trouble with the calls for one role alone.
     pub fn fault(&self, account: &str, fault: Fault) {
         let role = Some(arn(self.namespace, account));
         let action = Some("AssumeRoleWithWebIdentity".to_owned());
-        self.emulator.add_fault(Fault { role, action, ..fault }).unwrap();
+        self.world.emulator.add_fault(Fault { role, action, ..fault }).unwrap();
     }
 
     /// How many calls STS has received for that role.
     pub fn calls(&self, account: &str) -> u64 {
         let role = arn(self.namespace, account);
-        self.emulator.calls().iter().filter(|calls| calls.role == role).map(|calls| calls.received).sum()
+        self.world
+            .emulator
+            .calls()
+            .iter()
+            .filter(|calls| calls.role == role)
+            .map(|calls| calls.received)
+            .sum()
     }
 }
 
@@ -489,7 +530,11 @@ impl RunningPod {
 
     /// Asks as SDKs do, again after a 503, and returns the document.
     pub async fn credentials(&self, to: SocketAddr) -> Value {
-        let (answer, _) = self.until(to, SOON, |answer| answer.status != 503).await;
+        self.credentials_within(to, SOON).await
+    }
+
+    pub async fn credentials_within(&self, to: SocketAddr, within: Duration) -> Value {
+        let (answer, _) = self.until(to, within, |answer| answer.status != 503).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.json()
     }
