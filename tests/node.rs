@@ -4,6 +4,9 @@
 //! that mints the tokens, the kernel between pod and node, and the SDKs. STS is the emulator, which checks every token against the API
 //! server's own keys and the role's trust policy. Made by hand is what a kubelet would do: namespaces, and the status of pods.
 
+#[path = "support/agent.rs"]
+#[allow(unreachable_pub)]
+mod agent;
 #[path = "support/apiserver.rs"]
 mod apiserver;
 #[path = "support/http.rs"]
@@ -37,6 +40,7 @@ const NAMESPACES: &[&str] = &[
     "bridged",
     "ipv6",
     "relative",
+    "proxied",
     "back",
     "slow",
     "denied",

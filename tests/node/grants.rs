@@ -13,9 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use crate::agent::{SOON, ask, until};
 use crate::http;
 use crate::netns::{NODE_IP, NODE_IP_V6};
-use crate::world::{SOON, Shape, V4, arn, ask, on_the_node, until};
+use crate::world::{Shape, V4, arn, on_the_node};
 
 /// DESIGN.md: a changed annotation counts within this.
 const ANNOTATION: Duration = Duration::from_secs(10);

@@ -12,10 +12,11 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
+use crate::agent::{Agent, ROLECALL, SOON, until};
 use crate::http;
 use crate::net::{self, text};
 use crate::netns::Node;
-use crate::world::{Agent, ROLECALL, SOON, Shape, V4, arn, on_the_node, until};
+use crate::world::{Shape, V4, arn, on_the_node};
 
 /// Where the node's own agent is scraped.
 const METRICS: &str = "127.0.0.1:9903";

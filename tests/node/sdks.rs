@@ -1,12 +1,15 @@
 //! Unchanged SDKs in pods: each finds its role, and what the agent answers in trouble makes it wait, or stop.
 #![allow(clippy::unwrap_used)]
 
+use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::process::Output;
 use std::thread;
 
 use rolecall::emulator::Fault;
 use serde_json::json;
 
+use crate::netns::NODE_IP;
 use crate::sdk::{self, Environment, Sdk};
 use crate::world::{Case, RunningPod, Shape, V4, on_the_node, session_arn};
 
@@ -94,6 +97,33 @@ fn every_sdk_has_its_role_by_the_relative_uri_on_port_80() {
 }
 
 #[test]
+fn every_sdk_with_a_proxy_asks_directly_by_what_the_injection_sets() {
+    on_the_node("proxied", async |case| {
+        case.account("web").await;
+        let pod = case.pod("web").await;
+        let proxy = TcpListener::bind((NODE_IP, 0)).unwrap();
+        proxy.set_nonblocking(true).unwrap();
+        let url = format!("http://{}", proxy.local_addr().unwrap());
+        for uri in [IPV4, IPV6] {
+            let by = |environment: Environment| {
+                // STS is on the node as well. IPv6 stands there without brackets.
+                let direct = format!("{NODE_IP},169.254.170.23,169.254.170.2,fd00:ec2::23");
+                let environment = environment.full_uri(uri).token("rolecall");
+                ["HTTP_PROXY", "http_proxy"]
+                    .into_iter()
+                    .fold(environment, |environment, name| environment.with(name, &url))
+                    .with("NO_PROXY", &direct)
+                    .with("no_proxy", &direct)
+            };
+            for (sdk, output) in identities(case, by, |_| &pod) {
+                has_identity(sdk, &output, &session_arn(case.namespace, "web"));
+            }
+        }
+        assert_eq!(proxy.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "somebody asked the proxy");
+    });
+}
+
+#[test]
 fn every_sdk_gets_over_an_sts_that_fails_twice() {
     on_the_node("back", async |case| {
         let pods = a_pod_each(case).await;
@@ -177,7 +207,7 @@ fn an_sdk_in_a_pod_without_a_role_stops_at_404() {
 
 /// The codes of the pod's access lines, in order.
 fn refusals(case: &Case, pod: &RunningPod) -> Vec<String> {
-    case.agent.lines_about(pod).iter().map(|line| line["code"].as_str().unwrap().to_owned()).collect()
+    case.agent.lines_about(&pod.uid).iter().map(|line| line["code"].as_str().unwrap().to_owned()).collect()
 }
 
 /// What a pod may be told while its address is being confirmed.

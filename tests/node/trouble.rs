@@ -8,8 +8,9 @@ use futures_util::future::join_all;
 use rolecall::emulator::{Fault, Tls};
 use tokio::time::Instant;
 
+use crate::agent::{SOON, ask};
 use crate::proxy::Proxy;
-use crate::world::{SOON, Shape, arn, ask, on_the_node};
+use crate::world::{Shape, arn, on_the_node};
 
 /// DESIGN.md: after recovery the next request is good within this.
 const RECOVERY: Duration = Duration::from_secs(5);

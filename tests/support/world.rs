@@ -4,31 +4,26 @@
 //! the node; what a pod does goes through [`RunningPod`].
 #![allow(clippy::unwrap_used, dead_code)]
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rolecall::emulator::{Bound, Config, Emulator, Fault, IssuerConfig, RoleConfig, Tls};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, interval};
+use tokio::time::Instant;
 
+use crate::agent::{Agent, SOON, ask, until};
 use crate::apiserver::ApiServer;
 use crate::http::{self, Answer};
 use crate::net;
 use crate::netns::{self, NODE_IP, NODE_IP_V6, Node};
 
-/// The shipped binary.
-pub const ROLECALL: &str = env!("CARGO_BIN_EXE_rolecall");
 /// Where the node's own agent listens.
 pub const V4: &str = "169.254.170.23:9902";
 /// The ServiceAccounts that have a role in every namespace: `NAMESPACE-ACCOUNT`, which trusts nobody else. The SDKs' names are among
@@ -36,12 +31,6 @@ pub const V4: &str = "169.254.170.23:9902";
 const ACCOUNTS: [&str; 8] = ["web", "api", "boto3", "aws-cli", "go", "java", "js", "rust"];
 /// The account of those roles.
 const ACCOUNT_ID: &str = "111122223333";
-/// For what should take milliseconds, on a machine that is busy with other things.
-pub const SOON: Duration = Duration::from_secs(15);
-/// How often a state is looked at that nothing tells of.
-const LOOK: Duration = Duration::from_millis(20);
-/// What agents have handed out in this process: it must be in no line that one of them wrote.
-static SECRETS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Runs a test inside the node, in a Kubernetes namespace of its own. Not at all where this machine has no network namespaces, which
 /// has been said, and is a failure under `CI`.
@@ -148,124 +137,6 @@ pub fn arn(namespace: &str, account: &str) -> String {
 /// Whom STS takes the holder of that role's credentials for.
 pub fn session_arn(namespace: &str, account: &str) -> String {
     format!("arn:aws:sts::{ACCOUNT_ID}:assumed-role/{namespace}-{account}/{namespace}.{account}")
-}
-
-/// The agent as a process. It ends with this value, and with the test process, however that ends.
-pub struct Agent {
-    child: Child,
-    undertaker: Child,
-    pub socket: PathBuf,
-    output: PathBuf,
-}
-
-impl Agent {
-    /// Starts the shipped binary on `node`; what it says goes to a file.
-    pub fn start(node: &Node, name: &str, kubeconfig: &Path, args: &[&str]) -> Self {
-        let (socket, output) = (format!("/run/{name}.sock").into(), format!("/run/{name}.log").into());
-        let file = File::create::<&PathBuf>(&output).unwrap();
-        let mut command = node.command(ROLECALL);
-        for (name, _) in
-            std::env::vars().filter(|(name, _)| name.starts_with("ROLECALL_") || name.starts_with("AWS_"))
-        {
-            command.env_remove(name);
-        }
-        let child = command
-            .args(["agent", "--node-name", name, "--region", "eu-central-1", "--kubeconfig"])
-            .arg(kubeconfig)
-            .arg("--local-socket")
-            .arg(&socket)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
-        // In a process group of its own, which Ctrl-C does not reach.
-        let undertaker = Command::new("bash")
-            .args(["-c", "cat; kill -KILL $0", &child.id().to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        Self { child, undertaker, socket, output }
-    }
-
-    /// All that it has written so far.
-    pub fn output(&self) -> String {
-        fs::read_to_string(&self.output).unwrap()
-    }
-
-    /// Its access lines about a pod.
-    pub fn lines_about(&self, pod: &RunningPod) -> Vec<Value> {
-        let uid = format!("\"pod.uid\":\"{}\"", pod.uid);
-        self.output()
-            .lines()
-            .filter(|line| line.contains(&uid))
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
-    }
-
-    /// A page of its local socket; `None` while nobody answers there.
-    pub async fn page(&self, path: &str) -> Option<(u16, String)> {
-        let (status, body) = rolecall::admin::ask(&self.socket, path).await.ok()?;
-        Some((status.as_u16(), body))
-    }
-
-    pub async fn until_ready(&self) {
-        self.until_page("/readyz", |status, _| status == 200).await;
-    }
-
-    /// Waits for a page to be so.
-    pub async fn until_page(&self, path: &str, so: impl Fn(u16, &str) -> bool) -> String {
-        until(
-            SOON,
-            || self.output(),
-            async || self.page(path).await.filter(|(status, body)| so(*status, body)).map(|(_, body)| body),
-        )
-        .await
-    }
-
-    /// `rolecall probe WHAT`
-    pub fn probe(&self, what: &str) -> Output {
-        Command::new(ROLECALL).args(["probe", what, "--local-socket"]).arg(&self.socket).output().unwrap()
-    }
-
-    pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-
-    /// How it ended; waits for it.
-    pub async fn ended(&mut self) -> ExitStatus {
-        let begun = Instant::now();
-        let mut looks = interval(LOOK);
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(begun.elapsed() < SOON, "it still runs: {}", self.output());
-            looks.tick().await;
-        }
-    }
-
-    /// No key, session token or JWT in anything it wrote, whoever was given them.
-    pub fn has_told_no_secret(&self) {
-        let output = self.output();
-        assert!(!output.contains("eyJ"), "a JWT: {output}");
-        for secret in &*SECRETS.lock().unwrap() {
-            assert!(!output.contains(secret), "{secret}: {output}");
-        }
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // Before its subject, whose process id is another's afterwards.
-        for process in [&mut self.undertaker, &mut self.child] {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
 }
 
 /// One test's part of the world: its Kubernetes namespace, in which the agent may mint.
@@ -537,29 +408,5 @@ impl RunningPod {
         let (answer, _) = self.until(to, within, |answer| answer.status != 503).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.json()
-    }
-}
-
-/// One request on a connection that may have been used before; `None` if the agent closed it instead.
-pub async fn ask(stream: &mut TcpStream, to: SocketAddr) -> Option<Answer> {
-    let answer = http::ask(stream, &http::request(to)).await?;
-    if answer.status == 200 {
-        let document = answer.json();
-        let secrets = ["SecretAccessKey", "Token"].map(|field| document[field].as_str().unwrap().to_owned());
-        SECRETS.lock().unwrap().extend(secrets);
-    }
-    Some(answer)
-}
-
-/// Looks until there is something to see.
-pub async fn until<T>(within: Duration, state: impl Fn() -> String, look: impl AsyncFn() -> Option<T>) -> T {
-    let begun = Instant::now();
-    let mut looks = interval(LOOK);
-    loop {
-        if let Some(seen) = look().await {
-            return seen;
-        }
-        assert!(begun.elapsed() < within, "not so within {within:?}: {}", state());
-        looks.tick().await;
     }
 }
