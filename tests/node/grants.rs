@@ -175,8 +175,10 @@ fn the_next_owner_of_an_address_gets_its_own_role_and_the_last_one_nothing() {
         case.delete(&pod.name).await;
         let (next, _) = pod.until(to, SOON, |answer| answer.status == 200).await;
         assert_eq!(next.json()["RoleArn"], arn("reused", "api"));
+        // For a moment the last owner may still be there, terminating; then it is gone.
         let refusal = last_answer(&mut kept, to).await;
-        assert_eq!((refusal.status, &*refusal.code()), (403, "CallerNotIdentified"), "{refusal:?}");
+        assert_eq!(refusal.status, 403, "{refusal:?}");
+        assert!(["CallerAmbiguous", "CallerNotIdentified"].contains(&&*refusal.code()), "{refusal:?}");
     });
 }
 
