@@ -1,10 +1,11 @@
 //! `rolecall net`: what a node needs before pods can reach the agent. Addresses, redirect, the agent's run directory; and the proof.
 //!
-//! [`address`] puts the link-local addresses on a link of our own, [`redirect`] applies the files of `iptables/`, [`verify`] dials and proves
+//! [`address`] puts the link-local addresses on a link of our own, [`rules`] applies the files of `iptables/`, [`verify`] dials and proves
 //! that our agent answers. Needs `NET_ADMIN`, and `CHOWN` for the run directory; no privilege lasts longer than this command.
 
 pub mod address;
-pub mod redirect;
+mod listing;
+pub mod rules;
 mod run_dir;
 pub mod verify;
 
@@ -15,7 +16,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use address::{Added, Holder, Kernel, Survey};
-use redirect::Rules;
+use listing::Table;
+use rules::{MetadataGuard, Rules};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{LISTEN, LOCAL_SOCKET};
@@ -39,11 +41,11 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Act {
-    /// Add the addresses and the redirect, and make the agent's run directory. Safe to repeat.
+    /// Add the addresses, the guard and the redirect, and make the agent's run directory. Safe to repeat.
     Install(InstallArgs),
     /// Prove that each address answers, that our agent is the one who answers, and that the rules are in place.
     Verify(VerifyArgs),
-    /// Take away what `install` added: the redirect first, the addresses last, never what somebody else added.
+    /// Take away what `install` added: the rules first, the addresses last, never what somebody else added.
     Remove(RemoveArgs),
 }
 
@@ -56,6 +58,9 @@ struct ListenArgs {
     /// Send port 80 of the EKS Pod Identity addresses to the agent too; never beside EKS's own agent
     #[arg(long, env = "ROLECALL_REDIRECT_EKS_PORT", value_parser = clap::builder::BoolishValueParser::new())]
     redirect_eks_port: bool,
+    /// What becomes of pods' requests to the node's instance metadata, 169.254.169.254 and fd00:ec2::254
+    #[arg(long, env = "ROLECALL_METADATA_GUARD", value_enum, default_value_t)]
+    metadata_guard: MetadataGuard,
 }
 
 #[derive(clap::Args)]
@@ -127,6 +132,7 @@ struct Targets {
     /// The one port of the listeners on well-known addresses; `None` without any.
     port: Option<u16>,
     redirect_eks_port: bool,
+    metadata_guard: MetadataGuard,
 }
 
 impl Targets {
@@ -162,7 +168,12 @@ impl Targets {
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
-        Ok(Self { port: ports.first().copied(), redirect_eks_port: args.redirect_eks_port, listeners })
+        Ok(Self {
+            listeners,
+            port: ports.first().copied(),
+            redirect_eks_port: args.redirect_eks_port,
+            metadata_guard: args.metadata_guard,
+        })
     }
 
     /// The rules that belong on this node. Whoever else holds the ECS address serves its port 80 too: that is not ours to redirect.
@@ -173,6 +184,9 @@ impl Targets {
         Rules {
             relative_uri: port.filter(|_| listens(ECS) && ecs_is_ours),
             eks: port.filter(|_| self.redirect_eks_port),
+            addresses: self.port,
+            uplinks: survey.uplinks(),
+            metadata: self.metadata_guard,
         }
     }
 }
@@ -222,12 +236,38 @@ async fn install_addresses(targets: &Targets, report: &mut Report) -> Result<(),
             },
         }
     }
-    let rules = targets.rules(&kernel.survey().await?);
-    match redirect::apply(&rules).await {
-        Ok(()) => report.good("redirect", &rules),
-        Err(err) => report.failed("redirect", err),
+    let survey = kernel.survey().await?;
+    let rules = targets.rules(&survey);
+    match rules::apply(&rules).await {
+        Ok(()) => report_rules(&rules, &survey, report),
+        Err(err) => report.failed("rules", err),
     }
     Ok(())
+}
+
+/// One line for each of the things that the rules in force do.
+fn report_rules(rules: &Rules, survey: &Survey, report: &mut Report) {
+    report.good("redirect", rules.redirect());
+    if rules.addresses.is_some() {
+        let uplinks = rules.uplinks.values().map(String::as_str).collect::<Vec<_>>().join(", ");
+        if !uplinks.is_empty() {
+            report.good("address guard", format_args!("nobody reaches us by {uplinks}"));
+        }
+        for bridge in survey.bridged_uplinks().into_values() {
+            let why =
+                format_args!("{bridge} is the way out, and a bridge: not closed, pods may be on it too");
+            report.warning("address guard", why);
+        }
+        if uplinks.is_empty() && survey.bridged_uplinks().is_empty() {
+            report.warning("address guard", "no default route, so no link to close");
+        }
+    }
+    let mode = match rules.metadata {
+        MetadataGuard::Off => "off: pods reach the node's instance metadata",
+        MetadataGuard::Observe => "observe: pods reach the node's instance metadata, and are counted",
+        MetadataGuard::Enforce => "enforce: pods do not reach the node's instance metadata",
+    };
+    report.good("metadata guard", mode);
 }
 
 async fn remove(run_dir: &std::path::Path, wait: bool) -> ExitCode {
@@ -240,9 +280,9 @@ async fn remove(run_dir: &std::path::Path, wait: bool) -> ExitCode {
             None
         }
     };
-    match redirect::remove().await {
-        Ok(()) => report.good("redirect", "removed"),
-        Err(err) => report.failed("redirect", err),
+    match rules::remove().await {
+        Ok(()) => report.good("rules", "removed"),
+        Err(err) => report.failed("rules", err),
     }
     match remove_addresses(&mut report).await {
         Ok(()) => {}
@@ -320,16 +360,48 @@ async fn prove_set_up(targets: &Targets, report: &mut Report) -> Result<Vec<IpAd
         }
     }
     let rules = targets.rules(&survey);
-    match redirect::drift(&rules).await {
-        Ok(None) => report.good("redirect", &rules),
-        Ok(Some(found)) => report.failed("redirect", format_args!("{found}: run `rolecall net install`")),
+    match rules::in_force().await {
+        Ok(found) => match rules::difference(&rules, &found) {
+            None => {
+                report_rules(&rules, &survey, report);
+                report_counts(&rules, &found, report);
+            }
+            Some(how) => report.failed("rules", format_args!("{how}: run `rolecall net install`")),
+        },
         // The agent's own container has no capability, and `kubectl exec` there is where people will ask.
-        Err(err @ redirect::Error::NotPermitted) => {
-            report.warning("redirect", format_args!("not checked: {err}"))
-        }
-        Err(err) => report.failed("redirect", err),
+        Err(err @ rules::Error::NotPermitted) => report.warning("rules", format_args!("not checked: {err}")),
+        Err(err) => report.failed("rules", err),
     }
     Ok(absent)
+}
+
+/// What the guard has seen since its rules were put in place: who was kept out, and which pods ask for instance metadata.
+fn report_counts(rules: &Rules, found: &Table, report: &mut Report) {
+    for (counter, who) in [
+        ("from_outside", "from outside this node"),
+        ("foreign_source", "with a source that is not its link's"),
+    ] {
+        let packets = found.counter(counter);
+        if packets > 0 {
+            report.warning("address guard", format_args!("dropped {packets} packets {who} ({counter})"));
+        }
+    }
+    let outcome = match rules.metadata {
+        MetadataGuard::Off => return,
+        MetadataGuard::Observe => "enforce would refuse them",
+        MetadataGuard::Enforce => "refused",
+    };
+    let (connections, pods) = (found.counter("metadata_connections"), found.pods());
+    let total =
+        format_args!("{connections} connections (metadata_connections), {} pods in a day", pods.len());
+    if connections == 0 {
+        report.good("metadata guard", total);
+    } else {
+        report.warning("metadata guard", format_args!("{total}: {outcome}"));
+    }
+    for (ip, connections) in pods {
+        report.warning("metadata guard", format_args!("{ip}: {connections} connections"));
+    }
 }
 
 /// One line per thing: what it is, how it stands, what to do. Warnings and failures go to standard error.
@@ -364,7 +436,7 @@ mod tests {
 
     fn targets(listen: &[&str], redirect_eks_port: bool) -> Result<Targets, Vec<String>> {
         let listen = listen.iter().map(ToString::to_string).collect();
-        Targets::from_args(&ListenArgs { listen, redirect_eks_port })
+        Targets::from_args(&ListenArgs { listen, redirect_eks_port, metadata_guard: MetadataGuard::Off })
     }
 
     #[test]
@@ -393,6 +465,7 @@ mod tests {
     #[test]
     fn port_80_needs_no_redirect() {
         let at_80 = targets(&["169.254.170.2:80"], false).unwrap();
-        assert_eq!(at_80.rules(&Survey::default()), Rules { relative_uri: None, eks: None });
+        let rules = at_80.rules(&Survey::default());
+        assert_eq!((rules.relative_uri, rules.eks, rules.addresses), (None, None, Some(80)));
     }
 }

@@ -7,6 +7,8 @@
 //! No address of ours is ever the source of the node's own traffic: IPv4 has link scope, IPv6 is deprecated from the start. Otherwise the
 //! kernel would take an address on `lo`, its first link, for all that it sends to pods behind veths without an address (kubelet's probes).
 
+mod uplinks;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
@@ -102,6 +104,7 @@ pub struct Survey {
     links: HashMap<u32, Link>,
     addresses: Vec<Address>,
     routes: Vec<Route>,
+    default_links: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -109,6 +112,7 @@ struct Link {
     index: u32,
     name: String,
     dummy: bool,
+    bridge: bool,
     up: bool,
 }
 
@@ -207,6 +211,7 @@ impl Kernel {
         let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
         for family in [v4, v6] {
             let routes = collect("list routes", self.netlink.route().get(family).execute()).await?;
+            survey.default_links.extend(routes.iter().flat_map(uplinks::of_route));
             let routes: Vec<Route> =
                 routes.iter().filter_map(|message| read_route(message, &survey.links)).collect();
             survey.routes.extend(routes);
@@ -338,12 +343,16 @@ fn read_link(message: LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         dummy: false,
+        bridge: false,
         up: message.header.flags.contains(LinkFlags::Up),
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::LinkInfo(infos) => link.dummy = infos.contains(&LinkInfo::Kind(InfoKind::Dummy)),
+            LinkAttribute::LinkInfo(infos) => {
+                link.dummy = infos.contains(&LinkInfo::Kind(InfoKind::Dummy));
+                link.bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+            }
             _ => {}
         }
     }
@@ -386,7 +395,7 @@ mod tests {
 
     fn survey(links: &[(u32, &str, bool)], addresses: &[(&str, u32, bool)], routes: &[(&str, u8)]) -> Survey {
         let link = |&(index, name, dummy): &(u32, &str, bool)| {
-            (index, Link { index, name: name.to_owned(), dummy, up: true })
+            (index, Link { index, name: name.to_owned(), dummy, bridge: false, up: true })
         };
         let address = |&(ip, link, marked): &(&str, u32, bool)| Address {
             ip: ip.parse().unwrap(),
@@ -403,6 +412,7 @@ mod tests {
             links: links.iter().map(link).collect(),
             addresses: addresses.iter().map(address).collect(),
             routes: routes.iter().map(route).collect(),
+            default_links: Vec::new(),
         }
     }
 

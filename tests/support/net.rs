@@ -1,7 +1,8 @@
 //! What the tests of `rolecall net` are made of: the command, an agent that answers what `verify` asks, and looks at a node.
 
 // Clippy allows it in test functions, but not in what they are made of.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+// Each test binary uses its own part of this, as a module of its own.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,13 +13,22 @@ use std::time::Duration;
 
 use crate::netns::{Namespace, Node};
 
+pub const FILES: [&str; 6] = [
+    include_str!("../../iptables/00-table.nft"),
+    include_str!("../../iptables/10-relative-uri.nft"),
+    include_str!("../../iptables/20-eks-port.nft"),
+    include_str!("../../iptables/30-addresses.nft"),
+    include_str!("../../iptables/40-metadata.nft"),
+    include_str!("../../iptables/41-metadata-enforce.nft"),
+];
+
 const ROLECALL: &str = env!("CARGO_BIN_EXE_rolecall");
 
 pub const ALL: [&str; 3] = ["169.254.170.23:9902", "[fd00:ec2::23]:9902", "169.254.170.2:9902"];
 
 pub fn net_command(node: &Node, act: &str) -> Command {
     let mut command = node.command(ROLECALL);
-    for name in ["LISTEN", "REDIRECT_EKS_PORT", "RUN_DIR", "RUN_UID", "LOCAL_SOCKET"] {
+    for name in ["LISTEN", "REDIRECT_EKS_PORT", "METADATA_GUARD", "RUN_DIR", "RUN_UID", "LOCAL_SOCKET"] {
         command.env_remove(format!("ROLECALL_{name}"));
     }
     command.args(["net", act]);
@@ -69,13 +79,11 @@ pub fn their_link(node: &Node) {
 
 /// All that `net` may change: addresses with their marks, routes of every table, nf_tables of everybody.
 pub fn state(node: &Node) -> String {
-    [
-        &*node.ip("-d -o address"),
-        &node.ip("route show table all"),
-        &node.ip("-6 route show table all"),
-        &ruleset(node),
-    ]
-    .join("\n")
+    addresses_and_routes(node) + &ruleset(node)
+}
+
+pub fn addresses_and_routes(node: &Node) -> String {
+    ["-d -o address", "route show table all", "-6 route show table all"].map(|what| node.ip(what)).join("\n")
 }
 
 pub fn main_routes(node: &Node) -> String {
@@ -112,8 +120,11 @@ pub fn listen(namespace: &Namespace, at: SocketAddr) -> TcpListener {
 }
 
 pub fn connect(namespace: &Namespace, to: SocketAddr) -> TcpStream {
-    let stream = namespace.run(async || TcpStream::connect_timeout(&to, Duration::from_secs(5)));
-    stream.unwrap_or_else(|err| panic!("connect to {to}: {err}"))
+    try_connect(namespace, to, Duration::from_secs(5)).unwrap_or_else(|err| panic!("connect to {to}: {err}"))
+}
+
+pub fn try_connect(namespace: &Namespace, to: SocketAddr, patience: Duration) -> std::io::Result<TcpStream> {
+    namespace.run(async || TcpStream::connect_timeout(&to, patience))
 }
 
 /// The two things that `verify` asks an agent: its socket's `/statusz`, and any path that it does not serve.

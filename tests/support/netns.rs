@@ -45,6 +45,10 @@ const BRIDGE_GATEWAY_V6: &str = "fd00:2::1";
 pub const NODE_IP: &str = "10.0.0.1";
 pub const NODE_IP_V6: &str = "fd00:ffff::1";
 
+/// The neighbour's, in [`Node::outside`].
+pub const OUTSIDE_IP: &str = "10.0.9.2";
+pub const OUTSIDE_IP_V6: &str = "fd00:9::2";
+
 /// Runs before `main`, so before any other thread exists.
 // Safe before `main`: single-threaded, on glibc, and it calls only files, environment and system calls.
 #[ctor::ctor(unsafe)]
@@ -284,6 +288,25 @@ impl Node {
             pod.ip(&format!("route add default via {BRIDGE_GATEWAY_V6} dev eth0"));
         }
         pod
+    }
+
+    /// What lies behind the node's default routes: a neighbour with [`OUTSIDE_IP`] and [`OUTSIDE_IP_V6`], which sends all it has for others
+    /// to the node, and the addresses of instance metadata. The uplink is named as any pod's link is.
+    pub fn outside(&self) -> Pod {
+        let (outside, link, _) = self.plug("outside");
+        for (net, mine, its) in
+            [("10.0.9.", "10.0.9.1/24", OUTSIDE_IP), ("fd00:9::", "fd00:9::1/64", OUTSIDE_IP_V6)]
+        {
+            let bits = mine.split('/').nth(1).expect("a length");
+            let nodad = if net.contains(':') { "nodad" } else { "" };
+            self.ip(&format!("address add {mine} dev {link} {nodad}"));
+            outside.ip(&format!("address add {its}/{bits} dev eth0 {nodad}"));
+            self.ip(&format!("route add default via {its}"));
+            outside.ip(&format!("route add default via {net}1"));
+        }
+        outside.ip("address add 169.254.169.254/32 dev lo");
+        outside.ip("address add fd00:ec2::254/128 dev lo nodad");
+        outside
     }
 
     /// A namespace with `eth0`, the name of the node's end of that cable, and its link-layer address.

@@ -1,0 +1,228 @@
+//! The rules of `iptables/`, applied as they stand there by the `nft` program, in one transaction and in a table of our own.
+//!
+//! `nft` rather than a netlink library: the files are the documentation, and what a reader sees is what the kernel gets. It ships in the
+//! image of the init container. Never the iptables program, whose two forms do not see each other's rules.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::io;
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::listing::Table;
+
+const TABLE: &str = include_str!("../../iptables/00-table.nft");
+const RELATIVE_URI: &str = include_str!("../../iptables/10-relative-uri.nft");
+const EKS_PORT: &str = include_str!("../../iptables/20-eks-port.nft");
+const ADDRESSES: &str = include_str!("../../iptables/30-addresses.nft");
+const METADATA: &str = include_str!("../../iptables/40-metadata.nft");
+const METADATA_ENFORCE: &str = include_str!("../../iptables/41-metadata-enforce.nft");
+
+/// Why the rules could not be applied or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program is not there, or may not run.
+    #[error("cannot run nft: {0}; it ships in the image of the init container, elsewhere install nftables")]
+    Program(#[source] io::Error),
+    /// The kernel shows and changes rules only with the capability.
+    #[error("nf_tables needs the capability NET_ADMIN")]
+    NotPermitted,
+    /// nft or the kernel said no; nothing was changed, since a transaction is applied whole or not at all.
+    #[error(
+        "nft refused ({0}); does the kernel have nf_tables with NAT, fib and reject for the inet family (Linux 5.2)?"
+    )]
+    Refused(String),
+}
+
+/// What becomes of pods' requests to the node's instance metadata, 169.254.169.254 and fd00:ec2::254.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum MetadataGuard {
+    /// They pass, unseen
+    Off,
+    /// They pass; `net verify` shows which pods would be refused
+    #[default]
+    Observe,
+    /// TCP reset; the host's own processes keep theirs
+    Enforce,
+}
+
+/// Which files apply, and what their variables are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// 169.254.170.2:80, for `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`, goes to this port.
+    pub relative_uri: Option<u16>,
+    /// Port 80 of the EKS Pod Identity addresses goes to this port.
+    pub eks: Option<u16>,
+    /// The port that our addresses are guarded at.
+    pub addresses: Option<u16>,
+    /// The links by which nobody on this node comes: name by index.
+    pub uplinks: BTreeMap<u32, String>,
+    /// Pods and the node's instance metadata.
+    pub metadata: MetadataGuard,
+}
+
+/// A file and the variable of its `define` line with its value.
+type File = (&'static str, Option<(&'static str, u16)>);
+
+impl Rules {
+    /// What `nft -f -` is given: the files, with their `define` lines set, and the uplinks.
+    #[must_use]
+    pub fn script(&self) -> String {
+        let mut script = TABLE.to_owned();
+        for (file, variable) in self.files() {
+            script.push_str(
+                &variable.map_or_else(|| file.to_owned(), |(name, port)| with_define(file, name, port)),
+            );
+        }
+        if self.addresses.is_some() {
+            for index in self.uplinks.keys() {
+                let _ = writeln!(script, "add element inet rolecall uplinks {{ {index} }}");
+            }
+        }
+        script
+    }
+
+    fn files(&self) -> impl Iterator<Item = File> {
+        let with_port = |file, name, port: Option<u16>| port.map(|port| (file, Some((name, port))));
+        let counted = self.metadata != MetadataGuard::Off;
+        let refused = self.metadata == MetadataGuard::Enforce;
+        [
+            with_port(RELATIVE_URI, "relative_uri_port", self.relative_uri),
+            with_port(EKS_PORT, "eks_port", self.eks),
+            with_port(ADDRESSES, "guarded_port", self.addresses),
+            counted.then_some((METADATA, None)),
+            refused.then_some((METADATA_ENFORCE, None)),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// What `nft list table inet rolecall` prints when exactly these rules are in force.
+    fn table(&self) -> Table {
+        let mut table = Table::default();
+        for (file, variable) in self.files() {
+            table.merge(Table::parse(&match variable {
+                Some((name, port)) => file.replace(&format!("${name}"), &port.to_string()),
+                None => file.to_owned(),
+            }));
+        }
+        if self.addresses.is_some() {
+            table.set_uplinks(self.uplinks.values().map(String::as_str));
+        }
+        table
+    }
+
+    /// The redirect, in words.
+    #[must_use]
+    pub fn redirect(&self) -> String {
+        match (self.relative_uri, self.eks) {
+            (None, None) => "none needed".to_owned(),
+            (Some(port), None) => format!("169.254.170.2:80 goes to port {port}"),
+            (None, Some(port)) => format!("169.254.170.23:80 and [fd00:ec2::23]:80 go to port {port}"),
+            (Some(port), Some(_)) => {
+                format!("169.254.170.2:80, 169.254.170.23:80 and [fd00:ec2::23]:80 go to port {port}")
+            }
+        }
+    }
+}
+
+/// Puts `rules` in the place of our table, in one transaction. Where they are in force already nothing is touched, and counts go on.
+///
+/// # Errors
+/// See [`Error`]; the rules that were in force before are then still in force.
+pub async fn apply(rules: &Rules) -> Result<(), Error> {
+    if difference(rules, &in_force().await?).is_none() {
+        return Ok(());
+    }
+    nft(&["-f", "-"], &rules.script()).await.map(drop)
+}
+
+/// Takes our table away; nothing happens if it is not there.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn remove() -> Result<(), Error> {
+    nft(&["-f", "-"], TABLE).await.map(drop)
+}
+
+/// Our table as the kernel has it; empty if it is not there.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn in_force() -> Result<Table, Error> {
+    match nft(&["--numeric-protocol", "list", "table", "inet", "rolecall"], "").await {
+        Ok(listed) => Ok(Table::parse(&listed)),
+        Err(Error::Refused(said)) if said.contains("No such file or directory") => Ok(Table::default()),
+        Err(err) => Err(err),
+    }
+}
+
+/// What is in force in place of `rules`; `None` if exactly they are.
+#[must_use]
+pub fn difference(rules: &Rules, found: &Table) -> Option<String> {
+    found.difference(&rules.table())
+}
+
+fn with_define(file: &str, name: &str, port: u16) -> String {
+    file.replacen(&format!("define {name} = 9902\n"), &format!("define {name} = {port}\n"), 1)
+}
+
+async fn nft(args: &[&str], script: &str) -> Result<String, Error> {
+    let mut child = Command::new("nft")
+        .args(args)
+        // Its messages are looked at below, and by people.
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(Error::Program)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that leaves before it has read everything says why on standard error: read that rather than the broken pipe.
+        let _ = stdin.write_all(script.as_bytes()).await;
+    }
+    let output = child.wait_with_output().await.map_err(Error::Program)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("Operation not permitted") {
+        return Err(Error::NotPermitted);
+    }
+    Err(Error::Refused(said.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(port: u16) -> Rules {
+        Rules {
+            relative_uri: Some(port),
+            eks: Some(port),
+            addresses: Some(port),
+            uplinks: BTreeMap::new(),
+            metadata: MetadataGuard::Enforce,
+        }
+    }
+
+    #[test]
+    fn with_the_default_port_the_files_are_applied_verbatim() {
+        let files = [TABLE, RELATIVE_URI, EKS_PORT, ADDRESSES, METADATA, METADATA_ENFORCE];
+        assert_eq!(all(9902).script(), files.concat());
+    }
+
+    #[test]
+    fn another_port_changes_the_define_lines_and_nothing_else() {
+        let (script, files) = (all(1234).script(), all(9902).script());
+        let changed: Vec<_> =
+            script.lines().zip(files.lines()).filter(|(a, b)| a != b).map(|(a, _)| a).collect();
+        assert_eq!(
+            changed,
+            ["define relative_uri_port = 1234", "define eks_port = 1234", "define guarded_port = 1234"]
+        );
+    }
+}
