@@ -366,7 +366,15 @@ async fn prove_set_up(targets: &Targets, report: &mut Report) -> Result<Vec<IpAd
                 report_rules(&rules, &survey, report);
                 report_counts(&rules, &found, report);
             }
-            Some(how) => report.failed("rules", format_args!("{how}: run `rolecall net install`")),
+            Some(how) => {
+                let mode = rules::metadata_guard(&found);
+                if mode != rules.metadata {
+                    let modes =
+                        format_args!("{mode} is in force, --metadata-guard asks for {}", rules.metadata);
+                    report.failed("metadata guard", modes);
+                }
+                report.failed("rules", format_args!("{how}: run `rolecall net install`"));
+            }
         },
         // The agent's own container has no capability, and `kubectl exec` there is where people will ask.
         Err(err @ rules::Error::NotPermitted) => report.warning("rules", format_args!("not checked: {err}")),

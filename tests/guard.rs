@@ -345,14 +345,17 @@ fn remove_gives_pods_back_what_they_had() {
 }
 
 #[test]
-fn verify_names_an_uplink_that_the_guard_does_not_know() {
+fn verify_names_a_mode_and_an_uplink_that_are_not_the_ones_in_force() {
     let Some(world) = World::new("new_uplink") else { return };
     install(&world.node, &[]);
     let agent = FakeAgent::start(&world.node, "the-word", &ALL);
     let proof = |args: &[&str]| text(&agent.verify(&world.node, args));
+    let said = proof(&ENFORCE);
     assert!(
-        proof(&ENFORCE).contains("FAILED  rules: missing in table inet rolecall: `chain metadata_enforce`")
+        said.contains("FAILED  metadata guard: observe is in force, --metadata-guard asks for enforce"),
+        "{said}"
     );
+    assert!(said.contains("missing in table inet rolecall: `chain metadata_enforce`"), "{said}");
     world.node.ip("link add eth9 type veth peer name eth10");
     world.node.ip("link set eth9 up");
     world.node.ip("route add default dev eth9 metric 9");

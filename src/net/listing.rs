@@ -105,6 +105,11 @@ impl Table {
         })
     }
 
+    /// Whether there is an object of this first line.
+    pub(super) fn has(&self, head: &str) -> bool {
+        self.blocks.contains_key(head)
+    }
+
     /// Packets that the named counter has seen; 0 if there is none.
     pub(super) fn counter(&self, name: &str) -> u64 {
         self.counters.get(name).copied().unwrap_or_default()

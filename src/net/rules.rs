@@ -4,7 +4,7 @@
 //! image of the init container. Never the iptables program, whose two forms do not see each other's rules.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::io;
 use std::process::Stdio;
 
@@ -46,6 +46,16 @@ pub enum MetadataGuard {
     Observe,
     /// TCP reset; the host's own processes keep theirs
     Enforce,
+}
+
+impl fmt::Display for MetadataGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Observe => "observe",
+            Self::Enforce => "enforce",
+        })
+    }
 }
 
 /// Which files apply, and what their variables are.
@@ -163,6 +173,18 @@ pub async fn in_force() -> Result<Table, Error> {
 #[must_use]
 pub fn difference(rules: &Rules, found: &Table) -> Option<String> {
     found.difference(&rules.table())
+}
+
+/// The mode of the metadata guard in force.
+#[must_use]
+pub fn metadata_guard(found: &Table) -> MetadataGuard {
+    if found.has("chain metadata_enforce") {
+        MetadataGuard::Enforce
+    } else if found.has("chain metadata") {
+        MetadataGuard::Observe
+    } else {
+        MetadataGuard::Off
+    }
 }
 
 fn with_define(file: &str, name: &str, port: u16) -> String {
