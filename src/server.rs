@@ -24,6 +24,8 @@ use crate::shutdown::Drain;
 
 /// Half a request may hang this long, and a kept connection may idle this long.
 const HEADER_READ: Duration = Duration::from_secs(2);
+/// Who takes nothing of an answer for this long is dropped by the kernel; a stopped pod's own kernel takes it all.
+const STALL: Duration = Duration::from_secs(5);
 /// hyper reads no more than this ahead; its default lets one connection grow to 400 KiB.
 const BUFFER: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
@@ -39,6 +41,9 @@ const BACKLOG: i32 = 1024;
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    // Connections inherit it. A zero window counts, which no keep-alive would notice.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(STALL))?;
     #[cfg(target_os = "linux")]
     match address {
         SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
@@ -139,7 +144,7 @@ async fn connection(
         .header_read_timeout(HEADER_READ)
         .max_buf_size(BUFFER)
         .max_headers(MAX_HEADERS)
-        .pipeline_flush(true)
+        // Never `pipeline_flush`: while requests keep coming it holds back every answer, without a bound.
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     // Errors are the peer's: it sent something that is no HTTP, or went away. hyper has answered 400 where it could.

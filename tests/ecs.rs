@@ -17,7 +17,7 @@ use rolecall::shutdown::{self, Trigger};
 use rolecall::sts;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use self::http::{ask, connect, get, read, request};
 
@@ -300,10 +300,11 @@ async fn headers_over_the_limit_get_431() {
             agent.address,
             "x".repeat(bytes)
         );
-        // Far over the limit, hyper answers by itself and closes on what it has not read.
+        // Far over the limit, hyper answers by itself, without a body, and closes on what it has not read.
         let answer = ask(&mut connect(WEB, agent.address).await, &text).await;
         assert_eq!(answer.as_ref().map_or(431, |answer| answer.status), 431);
-        assert_eq!(answer.map(|answer| answer.code()).as_deref() == Some("HeadersTooLarge"), ours);
+        let code = answer.filter(|answer| !answer.body.is_empty()).map(|answer| answer.code());
+        assert_eq!(code.as_deref() == Some("HeadersTooLarge"), ours);
     }
 }
 
@@ -440,9 +441,12 @@ async fn where_a_value_is_required_only_that_value_is_accepted() {
     assert_eq!(get(WEB, agent.address, &with("Bearer the-value")).await.status, 200);
     assert_eq!(agent.get().await.code(), "AuthorizationRequired");
     for wrong in ["the-valuf", "the-value2", "", "bearer", " x \u{7f}"] {
-        // Bytes that no header may hold end the connection.
+        // Bytes that no header may hold get hyper's own answer, or end the connection.
         let answer = ask(&mut connect(WEB, agent.address).await, &with(wrong)).await;
-        assert!(answer.as_ref().is_none_or(|answer| answer.status == 401), "{wrong:?}: {answer:?}");
+        assert!(
+            answer.as_ref().is_none_or(|answer| [400, 401].contains(&answer.status)),
+            "{wrong:?}: {answer:?}"
+        );
     }
     let lines = format!("{:?}", agent.lines.wait_for(6).await);
     assert!(!lines.contains("the-value") && !lines.contains("the-secret"), "{lines}");
@@ -494,4 +498,104 @@ async fn a_drain_finishes_the_request_under_way_and_takes_no_new_one() {
     assert_eq!((drained, answer.unwrap().status), (true, 200));
     assert!(read(&mut stream).await.is_none(), "closed after its answer");
     assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn a_peer_that_never_reads_fills_its_own_window_and_is_dropped() {
+    let agent = agent();
+    let stream = connect(WEB, agent.address).await;
+    let text = request(agent.address).repeat(7);
+    let mut sent = 0;
+    let reset = timeout(Duration::from_secs(20), async {
+        loop {
+            stream.writable().await.unwrap();
+            match stream.try_write(text.as_bytes()) {
+                Ok(bytes) => sent += bytes,
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+            // What the agent answers must stay in the kernel's buffers, which are bounded.
+            assert!(sent < 20 << 20, "the agent keeps answers that nobody takes");
+            tokio::task::yield_now().await;
+        }
+    });
+    reset.await.expect("the agent lets go of it");
+    assert_eq!(agent.get().await.status, 200);
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_hold_up_a_drain() {
+    let agent = agent();
+    let (mut kept, _silent) = (connect(WEB, agent.address).await, connect(WEB, agent.address).await);
+    assert_eq!(ask(&mut kept, &request(agent.address)).await.unwrap().status, 200);
+    let begun = Instant::now();
+    assert!(agent.trigger.finish().await);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(read(&mut kept).await.is_none(), "closed, with nothing said");
+}
+
+#[tokio::test]
+async fn the_body_of_a_request_is_never_taken_for_a_request() {
+    let agent = agent();
+    let hidden = format!("GET /hidden HTTP/1.1\r\nHost: {}\r\n\r\n", agent.address);
+    let head = format!("GET /v1/credentials HTTP/1.1\r\nHost: {}\r\n", agent.address);
+    for text in [
+        format!("{head}Content-Length: {}\r\n\r\n{hidden}", hidden.len()),
+        format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len()),
+        format!("{head}Content-Length: 1000000\r\nExpect: 100-continue\r\n\r\n{hidden}"),
+    ] {
+        let mut stream = connect(WEB, agent.address).await;
+        assert_eq!(ask(&mut stream, &text).await.unwrap().status, 200, "{text}");
+        // Read over, or the connection is closed; both are right.
+        let next = ask(&mut stream, &request(agent.address)).await;
+        assert!(next.as_ref().is_none_or(|answer| answer.status == 200), "{text}: {next:?}");
+    }
+    assert!(agent.metrics.render(Default::default()).lines().all(|line| !line.contains("NotFound")));
+}
+
+#[tokio::test]
+async fn requests_that_ask_for_something_else_than_http_get_no_credentials() {
+    let agent = agent();
+    let host = format!("Host: {}", agent.address);
+    for text in [
+        format!("CONNECT 10.0.0.1:80 HTTP/1.1\r\n{host}\r\n\r\n"),
+        format!("OPTIONS * HTTP/1.1\r\n{host}\r\n\r\n"),
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+        format!("GET /v1/credentials HTTP/1.1\r\n{host}\r\nX-Folded: a\r\n b\r\n\r\n"),
+        format!("GET /v1/credentials HTTP/1.1\r\nHost: {}.\r\n\r\n", agent.address.ip()),
+        format!("GET /v1/credentials HTTP/1.1\r\nHost: {}:99999\r\n\r\n", agent.address.ip()),
+        format!("GET /v1/credentials HTTP/1.1\r\nHost: user@{}\r\n\r\n", agent.address),
+        format!("GET /v1/credentials HTTP/1.1\r\nHost: [::ffff:{}]\r\n\r\n", agent.address.ip()),
+    ] {
+        let mut stream = connect(WEB, agent.address).await;
+        let answer = ask(&mut stream, &text).await;
+        assert!(answer.as_ref().is_none_or(|answer| answer.status >= 400), "{text}: {answer:?}");
+    }
+    let upgrade = request(agent.address).replace(
+        "Accept:",
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nAccept:",
+    );
+    assert_eq!(get(WEB, agent.address, &upgrade).await.status, 200, "an offer that is not taken");
+    let lower = request(agent.address).replace("Host", "hOST");
+    assert_eq!(get(WEB, agent.address, &lower).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_flood_on_one_connection_leaves_the_others_unharmed() {
+    let agent = agent_with(|world| world.pod_with_role("flood", "127.0.0.66"));
+    let (mut reading, mut writing) = connect("127.0.0.66", agent.address).await.into_split();
+    let text = request(agent.address).repeat(1000);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { while writing.write_all(text.as_bytes()).await.is_ok() {} });
+    tasks.spawn(async move {
+        let mut bytes = [0; 64 * 1024];
+        while reading.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
+    });
+    while agent.series("rolecall_requests_total{code=\"ok\"") < 1000.0 {
+        tokio::task::yield_now().await;
+    }
+    let begun = Instant::now();
+    assert_eq!(agent.get().await.status, 200);
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert!(agent.lines.wait_for(2).await.len() <= 3, "a connection's hits are counted, not written");
 }
