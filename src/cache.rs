@@ -16,13 +16,11 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, LEAST_LEFT};
 use crate::exchange::{Error, Exchange, Fetched};
 use crate::role::{PlanKey, RolePlan};
 use crate::{server, time};
 
-/// Below this an SDK would start a call with keys that end during it.
-const LEAST_LEFT: Duration = Duration::from_secs(60);
 /// A refusal by STS is remembered this long at first, doubled each time, so that an SDK's own retries cost one call.
 const REFUSAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// Back-off of one plan in passing trouble.

@@ -6,6 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
+/// Below this an SDK would start a call with keys that end during it: no such credentials are served.
+pub const LEAST_LEFT: Duration = Duration::from_secs(60);
+
 /// What STS handed out.
 pub struct Credentials {
     /// `AccessKeyId`: not a secret; it is how CloudTrail is joined to a pod.

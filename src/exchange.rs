@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::cluster::{self, Cluster};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, LEAST_LEFT};
 use crate::identity::pods::{Pod, Pods};
 use crate::metrics::Metrics;
 use crate::role::RolePlan;
@@ -111,6 +111,14 @@ impl Exchange {
         let answer = self.sts.assume_role_with_web_identity(plan, token).await;
         self.metrics.sts_call(asked.elapsed(), answer.as_ref().map_or_else(sts::Error::code, |_| "ok"));
         let credentials = answer?;
+        if credentials.life <= LEAST_LEFT {
+            // They could not be served, so the next flight would start at once, and the next.
+            tracing::warn!(
+                service_account = %plan.account, life_s = credentials.life.as_secs(), expires = %credentials.expiration,
+                "STS gave credentials that are as good as expired: check its session durations and its clock",
+            );
+            return Err(sts::Error::Away("its sessions end too soon to be used".into()).into());
+        }
         if let Some(percent) = credentials.packed_policy_percent {
             self.metrics.sts_packed_policy_percent.set(percent.into());
         }

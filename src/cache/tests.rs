@@ -270,3 +270,18 @@ async fn no_secret_shows_in_debug_or_status() {
     let shown = format!("{served:?} {:?} {:?}", world.app.cache.status(), world.plan());
     assert!(!shown.contains("the-secret-key") && !shown.contains("the-session-token"), "{shown}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_session_too_short_to_be_served_is_trouble_not_a_storm_of_calls() {
+    let world = world();
+    world.sts.slow(Duration::from_millis(50));
+    world.sts.set_life(Duration::from_secs(45));
+    let begun = Instant::now();
+    while begun.elapsed() < MINUTE {
+        assert_eq!(world.code().await, "StsUnavailable");
+    }
+    assert!(world.sts.calls() <= 60 / ASKED_FOR.as_secs() + 4, "{}", world.sts.calls());
+    world.sts.set_life(60 * MINUTE);
+    tokio::time::sleep(ASKED_FOR).await;
+    assert_eq!(world.code().await, "ok");
+}
