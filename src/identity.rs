@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
-use self::confirm::{Confirmations, Listed};
+use self::confirm::Confirmations;
 pub use self::evidence::Caller;
 use self::pods::{Pod, PodUid, Pods};
 use crate::cluster::Cluster;
@@ -176,16 +176,21 @@ impl Identity {
             changes.mark_unchanged();
             let refusal = match judge(self.pods.claimants(address).iter()) {
                 Claim::One(pod) if self.confirmations.holds(address, &pod.uid) => return Ok(pod),
-                Claim::One(_) => {
+                Claim::One(pod) => {
                     // The watch may be behind: what etcd has decides, in a list begun after this connection.
                     let listed =
                         lists.borrow_and_update().clone().filter(|list| list.begun >= caller.accepted());
-                    match listed {
+                    match listed.map(|list| list.alone) {
+                        // The list came before the watch had caught up with it.
+                        Some(Ok(alone)) if alone.get(&address) == Some(&pod.uid) => {
+                            self.confirmations.confirm(address, &pod.uid);
+                            return Ok(pod);
+                        }
                         // The list knows better than the watch, which will catch up, and wake us.
-                        Some(Listed { failure: None, .. }) => Error::NotKnownYet { address },
+                        Some(Ok(_)) => Error::NotKnownYet { address },
                         other => {
                             self.confirmations.want();
-                            let why = other.and_then(|list| list.failure).map(|failure| failure.to_string());
+                            let why = other.and_then(Result::err).map(|failure| failure.to_string());
                             Error::Unconfirmed {
                                 address,
                                 why: why.unwrap_or_else(|| "no list in time".into()),

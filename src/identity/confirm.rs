@@ -3,6 +3,7 @@
 //! Pods that show our variable are confirmed as soon as the watch shows their address, so that their first question
 //! need not wait for it; all others when they ask.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,13 +27,13 @@ const MAX_CONFIRMED: usize = 2048;
 pub(super) struct Listed {
     /// When it was asked for. What happened before is in it.
     pub(super) begun: Instant,
-    /// Why it brought nothing.
-    pub(super) failure: Option<Error>,
+    /// The pod that was alone under each address, or why the list brought nothing.
+    pub(super) alone: Result<Arc<HashMap<IpAddr, PodUid>>, Error>,
 }
 
 /// Confirmed addresses, and the one list in flight.
 pub(super) struct Confirmations {
-    confirmed: Arc<DashMap<IpAddr, PodUid>>,
+    confirmed: Arc<Confirmed>,
     wanted: Arc<Notify>,
     listed: watch::Receiver<Option<Listed>>,
     lister: AbortHandle,
@@ -42,7 +43,7 @@ impl Confirmations {
     /// Starts the task that lists, which runs as long as this lives.
     pub(super) fn start(pods: Arc<Pods>, cluster: Arc<dyn Cluster>) -> Self {
         let (sender, listed) = watch::channel(None);
-        let (confirmed, wanted) = (Arc::<DashMap<_, _>>::default(), Arc::<Notify>::default());
+        let (confirmed, wanted) = (Arc::<Confirmed>::default(), Arc::<Notify>::default());
         let lister = Lister { pods, cluster, confirmed: Arc::clone(&confirmed), listed: sender };
         let lister = tokio::spawn(lister.run(Arc::clone(&wanted))).abort_handle();
         Self { confirmed, wanted, listed, lister }
@@ -50,7 +51,12 @@ impl Confirmations {
 
     /// Was this address confirmed for this very pod? Another pod under it has another UID.
     pub(super) fn holds(&self, address: IpAddr, uid: &PodUid) -> bool {
-        self.confirmed.get(&address).is_some_and(|confirmed| *confirmed == *uid)
+        self.confirmed.holds(address, uid)
+    }
+
+    /// Takes `uid` as confirmed: a list that is young enough for the caller shows it alone under `address`.
+    pub(super) fn confirm(&self, address: IpAddr, uid: &PodUid) {
+        self.confirmed.insert(address, uid.clone());
     }
 
     /// Asks for a list; `lists` tells when one has ended.
@@ -70,10 +76,27 @@ impl Drop for Confirmations {
     }
 }
 
+#[derive(Default)]
+struct Confirmed(DashMap<IpAddr, PodUid>);
+
+impl Confirmed {
+    fn holds(&self, address: IpAddr, uid: &PodUid) -> bool {
+        self.0.get(&address).is_some_and(|confirmed| *confirmed == *uid)
+    }
+
+    fn insert(&self, address: IpAddr, uid: PodUid) {
+        // Forgetting all of them costs one list each, so the bound is simple.
+        if self.0.len() >= MAX_CONFIRMED {
+            self.0.clear();
+        }
+        self.0.insert(address, uid);
+    }
+}
+
 struct Lister {
     pods: Arc<Pods>,
     cluster: Arc<dyn Cluster>,
-    confirmed: Arc<DashMap<IpAddr, PodUid>>,
+    confirmed: Arc<Confirmed>,
     listed: watch::Sender<Option<Listed>>,
 }
 
@@ -89,15 +112,12 @@ impl Lister {
                 }
             }
             let begun = Instant::now();
-            let failure = match self.cluster.pods_now().await {
-                Ok(now) => {
-                    self.confirm(&now.into_iter().map(Arc::new).collect::<Vec<_>>());
-                    None
-                }
-                Err(failure) => Some(failure),
-            };
-            let failed = failure.is_some();
-            self.listed.send_replace(Some(Listed { begun, failure }));
+            let alone = self.cluster.pods_now().await.map(|now| Arc::new(alone(now)));
+            if let Ok(alone) = &alone {
+                self.confirm(alone);
+            }
+            let failed = alone.is_err();
+            self.listed.send_replace(Some(Listed { begun, alone }));
             sleep_until(begun + PAUSE).await;
             // What this list did not confirm waits for the watch to change, or for somebody to ask: no polling.
             if failed || self.expected() {
@@ -117,26 +137,32 @@ impl Lister {
 
     fn unconfirmed(&self, address: IpAddr) -> Option<PodUid> {
         match judge(self.pods.claimants(address).iter()) {
-            Claim::One(pod) if self.confirmed.get(&address).is_none_or(|uid| *uid != pod.uid) => {
-                Some(pod.uid.clone())
-            }
+            Claim::One(pod) if !self.confirmed.holds(address, &pod.uid) => Some(pod.uid.clone()),
             _ => None,
         }
     }
 
     /// Takes over every address under which the watch and the list see the same single pod.
-    fn confirm(&self, now: &[Arc<Pod>]) {
-        for address in now.iter().flat_map(|pod| &pod.addresses) {
-            let Some(uid) = self.unconfirmed(*address) else { continue };
-            let claimants = now.iter().filter(|pod| pod.addresses.contains(address));
-            if !matches!(judge(claimants), Claim::One(pod) if pod.uid == uid) {
-                continue;
+    fn confirm(&self, alone: &HashMap<IpAddr, PodUid>) {
+        for (address, uid) in alone {
+            if self.unconfirmed(*address).is_some_and(|seen| seen == *uid) {
+                self.confirmed.insert(*address, uid.clone());
             }
-            // Forgetting all of them costs one list each, so the bound is simple.
-            if self.confirmed.len() >= MAX_CONFIRMED {
-                self.confirmed.clear();
-            }
-            self.confirmed.insert(*address, uid);
         }
     }
+}
+
+/// The pod under each address of a list, where there is exactly one that may ask.
+fn alone(pods: Vec<Pod>) -> HashMap<IpAddr, PodUid> {
+    let mut claimants: HashMap<IpAddr, Vec<Arc<Pod>>> = HashMap::new();
+    for pod in pods.into_iter().map(Arc::new) {
+        for address in &pod.addresses {
+            claimants.entry(*address).or_default().push(Arc::clone(&pod));
+        }
+    }
+    let alone = claimants.into_iter().filter_map(|(address, claimants)| match judge(claimants.iter()) {
+        Claim::One(pod) => Some((address, pod.uid.clone())),
+        _ => None,
+    });
+    alone.collect()
 }

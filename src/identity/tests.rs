@@ -220,3 +220,32 @@ async fn a_burst_of_new_pods_costs_one_list_a_second() {
     assert!(answers.iter().all(Result::is_ok));
     assert_eq!(node.cluster.lists(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_was_ahead_of_the_watch_counts_when_the_watch_has_caught_up() {
+    let (known, late) = (pod("known", "10.0.0.8"), pod("late", IP));
+    let node = Node::new();
+    node.pods.reset(vec![known.clone()]);
+    node.cluster.set_pods(vec![known, late.clone()]);
+    let (first, other) = (caller(IP), caller("10.0.0.8"));
+    let (answer, _, ()) = tokio::join!(node.ask(&first), node.ask(&other), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.pods.apply(late);
+    });
+    assert_eq!(answer.unwrap(), "late", "the next list would be too late for it");
+    assert_eq!(node.cluster.lists(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_began_before_a_connection_confirms_nothing_for_it() {
+    let (known, old) = (pod("known", "10.0.0.8"), pod("old", IP));
+    let node = Node::new();
+    node.pods.reset(vec![known.clone()]);
+    node.cluster.set_pods(vec![known.clone(), old.clone()]);
+    assert_eq!(node.ask(&caller("10.0.0.8")).await.unwrap(), "known");
+    // The address changes hands; the watch is still on its way to the pod that had it.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    node.cluster.set_pods(vec![known, pod("new", IP)]);
+    node.pods.apply(old);
+    assert_eq!(node.ask(&caller(IP)).await.unwrap_err().code(), "PodNotKnownYet");
+}
