@@ -133,6 +133,13 @@ impl From<Fields> for pods::Pod {
         if addresses.is_empty() {
             addresses.extend(status.pod_ip);
         }
+        // Two forms of one address are one claim to it, not two pods'.
+        let mut unique = Vec::new();
+        for address in addresses.into_iter().map(pods::unmapped) {
+            if !unique.contains(&address) {
+                unique.push(address);
+            }
+        }
         Self {
             uid: PodUid::new(metadata.uid),
             name: metadata.name.into(),
@@ -140,7 +147,7 @@ impl From<Fields> for pods::Pod {
                 namespace: metadata.namespace.into(),
                 name: service_account.map_or_else(|| "default".into(), Into::into),
             },
-            addresses: addresses.into_iter().map(pods::unmapped).collect(),
+            addresses: unique,
             host_network: spec.host_network.unwrap_or(false),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             terminating: metadata.deletion_timestamp.is_some(),

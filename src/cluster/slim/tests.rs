@@ -130,3 +130,10 @@ fn a_pod_that_cannot_be_read_is_left_out_and_the_others_stay() {
         assert_eq!(list.items.into_iter().filter_map(SlimPod::understood).count(), 2);
     }
 }
+
+#[test]
+fn two_forms_of_one_address_are_one_claim() {
+    let twice = json!([{"ip": "10.244.1.7"}, {"ip": "::ffff:10.244.1.7"}, {"ip": "fd00::7"}]);
+    let addresses = pod(&with("/status/podIPs", twice)).addresses;
+    assert_eq!(addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.244.1.7", "fd00::7"]);
+}
