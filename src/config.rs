@@ -231,8 +231,13 @@ impl Config {
                 .parse::<http::Uri>()
                 .ok()
                 .filter(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some());
-            if parsed.is_none() {
-                wrong("sts-endpoint-url", format!("{url:?} is not http(s)://HOST"));
+            match parsed {
+                None => wrong("sts-endpoint-url", format!("{url:?} is not http(s)://HOST")),
+                // The configuration is logged, and this call needs none.
+                Some(url) if url.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
+                    wrong("sts-endpoint-url", "must not hold a user or password".into());
+                }
+                Some(_) => {}
             }
         }
         let sts_ca_bundle = sts_ca_bundle.or_else(|| variable("AWS_CA_BUNDLE").map(PathBuf::from));
@@ -255,6 +260,10 @@ impl Config {
                 );
                 Duration::default()
             });
+        let region = region.filter(|region| !region.is_empty()).or_else(|| variable("AWS_REGION"));
+        if let Some(region) = region.as_ref().filter(|region| !is_region(region)) {
+            wrong("region", format!("{region:?} is not a region, such as eu-west-1"));
+        }
         let cluster = cluster_name.unwrap_or_default();
         let session_name =
             Template::parse(&session_name, &node_name, &cluster).map_err(|why| wrong("session-name", why));
@@ -268,7 +277,7 @@ impl Config {
             metrics_listen,
             local_socket,
             kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
-            region: region.or_else(|| variable("AWS_REGION")),
+            region,
             sts_endpoint_url,
             sts_ca_bundle,
             plan: Defaults {
@@ -280,6 +289,11 @@ impl Config {
             },
         })
     }
+}
+
+/// It becomes a part of STS's host name.
+fn is_region(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 #[cfg(test)]
@@ -327,6 +341,7 @@ mod tests {
             session_duration: "3600".into(),
             session_name: "{who}".into(),
             sts_endpoint_url: Some("sts".into()),
+            region: Some("eu-west-1/".into()),
             sts_ca_bundle: Some("/nonexistent/ca.pem".into()),
             allow_role: vec!["team-a".into()],
             allow_audience: vec!["other".into()],
@@ -341,6 +356,7 @@ mod tests {
             "session-duration",
             "session-name",
             "sts-endpoint-url",
+            "region",
             "sts-ca-bundle",
             "allow-role",
             "allow-audience",
@@ -350,7 +366,7 @@ mod tests {
                 "{flag}: {mistakes:?}"
             );
         }
-        assert_eq!(mistakes.len(), 11, "two listeners are wrong");
+        assert_eq!(mistakes.len(), 12, "two listeners are wrong");
     }
 
     #[test]
@@ -368,7 +384,16 @@ mod tests {
         let config = Config::from_args(args(), variable).unwrap();
         assert_eq!(config.region.as_deref(), Some("eu-west-1"));
         assert_eq!(config.sts_endpoint_url.as_deref(), Some("http://127.0.0.1:4566"));
+        let empty = Args { region: Some(String::new()), ..args() };
+        assert_eq!(Config::from_args(empty, variable).unwrap().region.as_deref(), Some("eu-west-1"));
         let flags = Args { region: Some("us-east-1".into()), ..args() };
         assert_eq!(Config::from_args(flags, variable).unwrap().region.as_deref(), Some("us-east-1"));
+    }
+
+    #[test]
+    fn a_password_in_the_endpoint_is_refused_and_not_repeated() {
+        let url = Some("https://user:the-password@sts.example.com".into());
+        let err = Config::from_args(Args { sts_endpoint_url: url, ..args() }, |_| None).unwrap_err();
+        assert!(err.0[0].starts_with("--sts-endpoint-url:") && !err.0[0].contains("the-password"), "{err}");
     }
 }
