@@ -150,8 +150,8 @@ async fn an_outage_costs_one_call_per_back_off_not_one_per_question() {
 async fn a_refusal_is_answered_at_once_and_remembered() {
     let world = world();
     world.sts.fail(Some(denied()));
-    assert_eq!(world.code().await, "StsDenied");
     let begun = Instant::now();
+    assert_eq!(world.code().await, "StsDenied");
     for _ in 0..10 {
         assert_eq!(world.code().await, "StsDenied");
     }
@@ -202,6 +202,17 @@ async fn a_new_pod_forgets_a_refusal_once_a_minute() {
     world.app.cache.new_pod(&world.plan().key());
     assert_eq!(world.code().await, "ok");
     assert_eq!(world.sts.calls(), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_new_pod_of_the_same_minute_forgets_nothing() {
+    let world = world();
+    world.sts.fail(Some(denied()));
+    for _ in 0..10 {
+        assert_eq!(world.code().await, "StsDenied");
+        world.app.cache.new_pod(&world.plan().key());
+    }
+    assert_eq!(world.sts.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -284,4 +295,96 @@ async fn a_session_too_short_to_be_served_is_trouble_not_a_storm_of_calls() {
     world.sts.set_life(60 * MINUTE);
     tokio::time::sleep(ASKED_FOR).await;
     assert_eq!(world.code().await, "ok");
+}
+
+fn served(world: &World, life: Duration) -> Served {
+    let credentials = Credentials {
+        access_key_id: "ASIA".into(),
+        secret_access_key: "the-secret-key".into(),
+        session_token: "the-session-token".into(),
+        expiration: time::plus(time::now(), life),
+        life,
+        request_id: None,
+        packed_policy_percent: None,
+    };
+    let fetched = Fetched { credentials, asked: Instant::now(), asked_wall: time::now() };
+    Served::new(&fetched, &world.plan())
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_are_spread_over_the_last_tenth_before_half_the_life() {
+    let world = world();
+    let renewals: Vec<Duration> =
+        (0..200).map(|_| served(&world, 60 * MINUTE).renew - Instant::now()).collect();
+    assert!(renewals.iter().all(|after| (27 * MINUTE..=30 * MINUTE).contains(after)), "{renewals:?}");
+    let (first, last) = (renewals.iter().min().unwrap(), renewals.iter().max().unwrap());
+    assert!(*last - *first > 2 * MINUTE, "all plans of a node would renew in step");
+}
+
+#[tokio::test(start_paused = true)]
+async fn either_clock_ends_what_is_served() {
+    // A laptop's monotonic clock stands still while it sleeps.
+    let world = world();
+    let mut served = served(&world, 60 * MINUTE);
+    assert!(served.usable(&world.plan()));
+    served.good_until_wall = time::now();
+    assert!(!served.usable(&world.plan()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_not_before_ahead_will_revoke_is_renewed_when_it_strikes_though_nobody_asks() {
+    let world = world();
+    assert_eq!(world.code().await, "ok");
+    let moment = time::plus(time::now(), Duration::from_millis(50));
+    let text = moment.to_string();
+    world.annotate(
+        "web",
+        &[("rolecall.dev/role-arn", crate::fakes::ROLE), ("rolecall.dev/not-before", &text)],
+    );
+    world.app.cache.retain(&HashMap::from([(world.plan().key(), world.plan())]));
+    // The keeper takes note before the moment has come.
+    tokio::task::yield_now().await;
+    while time::now() < moment {
+        std::hint::spin_loop();
+    }
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(world.sts.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_asked_for_a_pod_that_stays_and_never_for_a_finished_one() {
+    let world = World::new();
+    let of_web =
+        |name: &str| crate::identity::pods::Pod { service_account: account("web"), ..pod(name, "10.0.0.9") };
+    for n in 0..8 {
+        let leaving = crate::identity::pods::Pod { terminating: true, ..of_web(&format!("leaving-{n}")) };
+        let done = crate::identity::pods::Pod { finished: true, ..of_web(&format!("done-{n}")) };
+        world.add_pod(leaving);
+        world.add_pod(done);
+    }
+    world.pod_with_role("web", "10.0.0.7");
+    assert_eq!(world.code().await, "ok");
+    assert_eq!(world.cluster.tokens(), [pod("web", "10.0.0.7").uid]);
+    world.remove_pod(&pod("web", "10.0.0.7").uid);
+    tokio::time::sleep(31 * MINUTE).await;
+    assert!(world.cluster.tokens()[1].as_str().starts_with("uid-leaving"), "{:?}", world.cluster.tokens());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_named_for_a_pod_is_fetched_with_that_pods_token() {
+    let world = world();
+    let annotations =
+        [("rolecall.dev/role-arn", crate::fakes::ROLE), ("rolecall.dev/session-name", "{namespace}.{pod}")];
+    world.annotate("web", &annotations);
+    for n in 0..8 {
+        let pod = crate::identity::pods::Pod {
+            service_account: account("web"),
+            ..pod(&format!("web-{n}"), "10.0.0.9")
+        };
+        world.add_pod(pod.clone());
+        let plan = world.plan().for_pod(&pod);
+        let (_, served) = world.app.cache.fresh_or_fetch(&plan, Instant::now() + HOLD).await;
+        assert!(served.is_ok());
+        assert_eq!(world.cluster.tokens().last(), Some(&pod.uid));
+    }
 }

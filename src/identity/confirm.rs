@@ -59,6 +59,12 @@ impl Confirmations {
         self.confirmed.insert(address, uid.clone());
     }
 
+    /// How many addresses are confirmed.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.confirmed.0.len()
+    }
+
     /// Asks for a list; `lists` tells when one has ended.
     pub(super) fn want(&self) {
         self.wanted.notify_one();

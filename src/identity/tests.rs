@@ -249,3 +249,35 @@ async fn a_list_that_began_before_a_connection_confirms_nothing_for_it() {
     node.pods.apply(old);
     assert_eq!(node.ask(&caller(IP)).await.unwrap_err().code(), "PodNotKnownYet");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_connection_ends_when_its_pod_has_finished() {
+    let node = Node::with(&[&pod("job", IP)]);
+    let kept = caller(IP);
+    assert_eq!(node.ask(&kept).await.unwrap(), "job");
+    node.set(&[&finished(pod("job", IP))]);
+    assert_eq!(node.ask(&kept).await.unwrap_err(), Error::Gone { address: IP.parse().unwrap() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_connection_is_not_disturbed_by_the_addresss_last_owner() {
+    let node = Node::with(&[&terminating(pod("old", IP)), &pod("web", IP)]);
+    let kept = caller(IP);
+    assert_eq!(node.ask(&kept).await.unwrap(), "web");
+    node.set(&[&terminating(pod("old", IP)), &finished(pod("older", IP)), &pod("web", IP)]);
+    assert_eq!(node.ask(&kept).await.unwrap(), "web");
+}
+
+#[tokio::test(start_paused = true)]
+async fn confirmations_are_bounded_and_what_they_lose_is_confirmed_again() {
+    let node = Node::new();
+    for round in 0..12u32 {
+        let pods: Vec<Pod> =
+            (0..250u32).map(|n| pod(&format!("p{round}-{n}"), &format!("fd00::{round:x}:{n:x}"))).collect();
+        node.set(&pods.iter().collect::<Vec<_>>());
+        let asking = caller(&pods[0].addresses[0].to_string());
+        assert!(node.ask(&asking).await.is_ok());
+        next_list_is_due().await;
+    }
+    assert!(node.identity.confirmations.len() <= 2048);
+}

@@ -190,3 +190,47 @@ fn long_names_are_cut_without_becoming_one() {
         "STS wants at least two"
     );
 }
+
+#[test]
+fn another_role_or_audience_is_another_key() {
+    let annotations = |role: &str, audience: &str| {
+        [(ROLE_ARN, role), (EKS_AUDIENCE, audience)].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+    };
+    let defaults =
+        Defaults { allowed_audiences: vec!["sts.amazonaws.com".into(), "minio".into()], ..defaults() };
+    let key = |role: &str, audience: &str| {
+        RolePlan::from_annotations(&account(), "uid-1", &annotations(role, audience), &defaults)
+            .unwrap()
+            .key()
+    };
+    let base = key(ROLE, "sts.amazonaws.com");
+    assert_ne!(key("arn:aws:iam::123456789012:role/other", "sts.amazonaws.com"), base);
+    assert_ne!(key(ROLE, "minio"), base);
+}
+
+#[test]
+fn a_role_that_the_operator_does_not_allow_is_refused() {
+    let policy = Policy::parse(&["shop=arn:aws:iam::123456789012:role/shop-*".into()]).unwrap();
+    let defaults = Defaults { policy, ..defaults() };
+    let of = |role: &str| {
+        let annotations = BTreeMap::from([(ROLE_ARN.to_owned(), role.to_owned())]);
+        RolePlan::from_annotations(&account(), "uid-1", &annotations, &defaults)
+    };
+    assert!(of("arn:aws:iam::123456789012:role/shop-web").is_ok());
+    assert_eq!(of(ROLE).unwrap_err().code(), "RoleNotAllowed");
+}
+
+#[test]
+fn the_bounds_themselves_are_within() {
+    let ten = ["arn:aws:iam::aws:policy/ReadOnlyAccess"; 10].join(",");
+    for (name, value) in [
+        (EKS_TOKEN_EXPIRATION, "600"),
+        (SESSION_DURATION, "15m"),
+        (SESSION_DURATION, "12h"),
+        (POLICY_ARNS, &ten),
+    ] {
+        assert!(plan(&[(ROLE_ARN, ROLE), (name, value)]).is_ok(), "{name}={value}");
+    }
+    let eleven = format!("{ten},arn:aws:iam::aws:policy/ReadOnlyAccess");
+    assert_eq!(code(&[(ROLE_ARN, ROLE), (POLICY_ARNS, &eleven)]), "InvalidPlan");
+}

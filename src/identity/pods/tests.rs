@@ -81,6 +81,7 @@ fn a_list_leaves_no_ghosts_and_says_that_the_index_is_good() {
     assert!(pods.by_uid(&PodUid::new("gone")).is_none());
     pods.reset(Vec::new());
     assert!(pods.is_empty() && pods.claimants(ip("10.0.0.7")).is_empty());
+    assert!(pods.by_address.is_empty(), "with IPv6 every pod that ever was has an address of its own");
 }
 
 #[test]
