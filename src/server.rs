@@ -157,3 +157,29 @@ async fn connection(
     }
     drop(admission);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_closes_connections_may_open_others_and_leaves_nothing_behind() {
+        let limits = Limits::new();
+        let (pod, other) = (IpAddr::from([10, 0, 0, 7]), IpAddr::from([10, 0, 0, 8]));
+        for _ in 0..3 {
+            let open: Vec<_> = (0..CONNECTIONS_PER_ADDRESS).map(|_| limits.admit(pod)).collect();
+            assert!(open.iter().all(Option::is_some));
+            assert!(limits.admit(pod).is_none() && limits.admit(other).is_some());
+        }
+        assert!(limits.by_address.lock().unwrap().is_empty());
+        assert_eq!(limits.all.available_permits(), CONNECTIONS);
+    }
+
+    #[test]
+    fn all_addresses_together_are_bounded() {
+        let limits = Limits::new();
+        let open: Vec<_> =
+            (0..=CONNECTIONS as u32).map(|n| limits.admit(IpAddr::from(n.to_be_bytes()))).collect();
+        assert_eq!(open.iter().flatten().count(), CONNECTIONS);
+    }
+}

@@ -221,3 +221,56 @@ fn finish(mut line: String) -> Vec<u8> {
     line.push_str("}\n");
     line.into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn every_value_makes_a_line_of_json_that_holds_it() {
+        let random = |_| -> String {
+            let strange = [
+                '"', '\\', '\n', '\r', '\0', '\u{1b}', '\u{7f}', '\u{2028}', '\u{fffd}', 'é', '😀', 'a', '{',
+                ',',
+            ];
+            (0..fastrand::usize(..12)).map(|_| strange[fastrand::usize(..strange.len())]).collect()
+        };
+        for value in (0..5000).map(random) {
+            let mut line = r#"{"status":200"#.to_owned();
+            text(&mut line, "pod.name", &value);
+            let line = String::from_utf8(finish(line)).unwrap();
+            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+            let parsed: serde_json::Value =
+                serde_json::from_str(&line).unwrap_or_else(|err| panic!("{err}: {line}"));
+            assert_eq!(parsed["pod.name"], value);
+        }
+    }
+
+    struct Channel(mpsc::Sender<Vec<u8>>);
+
+    impl Write for Channel {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_longer_than_the_queue_is_dropped_whole_and_counted() {
+        let (sender, written) = mpsc::channel();
+        let dropped = IntCounter::new("dropped", "Lines.").unwrap();
+        let lines = Lines::start(Channel(sender), dropped.clone()).unwrap();
+        lines.push(b"before\n");
+        lines.push(&vec![b'x'; QUEUE_BYTES + 1]);
+        lines.push(b"after\n");
+        lines.flush(Duration::from_secs(10));
+        let written: Vec<u8> = written.try_iter().flatten().collect();
+        assert_eq!((written, dropped.get()), (b"before\nafter\n".to_vec(), 1));
+    }
+}

@@ -64,3 +64,7 @@ fn reconcile(
     }
     settled
 }
+
+#[cfg(test)]
+#[path = "warm/tests.rs"]
+mod tests;

@@ -1,0 +1,102 @@
+//! Plans follow pods: what is fetched ahead, what is dropped, and what a new pod changes.
+
+use super::*;
+use crate::fakes::{World, account, denied, pod};
+use crate::identity::pods::Pod;
+
+struct Followed {
+    world: World,
+    follower: tokio::task::JoinHandle<()>,
+}
+
+impl Followed {
+    fn new() -> Self {
+        let world = World::new();
+        let app = &world.app;
+        let follower =
+            tokio::spawn(follow(Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&app.cache)));
+        Self { world, follower }
+    }
+
+    /// Everything that is due has happened; no second passes that a back-off would notice.
+    async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        let plan = self.world.app.accounts.plan(&account(name)).unwrap().unwrap();
+        self.world.app.cache.knows(&plan.key())
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_fetch_is_ahead_of_the_first_question_for_pods_that_will_ask() {
+    let node = Followed::new();
+    node.world.pod_with_role("asks", "10.0.0.7");
+    node.world.add_pod(pod("quiet", "10.0.0.8"));
+    node.world.add_pod(Pod { asks: true, host_network: true, ..pod("host", "192.0.2.1") });
+    for name in ["quiet", "host"] {
+        node.world.annotate(name, &[("rolecall.dev/role-arn", crate::fakes::ROLE)]);
+    }
+    node.settle().await;
+    assert_eq!(node.world.cluster.tokens(), [pod("asks", "10.0.0.7").uid]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_goes_with_its_last_live_pod() {
+    let node = Followed::new();
+    node.world.pod_with_role("web", "10.0.0.7");
+    let second = Pod { service_account: account("web"), ..pod("second", "10.0.0.8") };
+    node.world.add_pod(second.clone());
+    node.settle().await;
+    node.world.remove_pod(&pod("web", "10.0.0.7").uid);
+    node.settle().await;
+    assert!(node.knows("web"), "one of its pods is still here");
+    node.world.add_pod(Pod { finished: true, ..second });
+    node.settle().await;
+    assert!(!node.knows("web"), "a finished pod asks for nothing");
+    tokio::time::sleep(Duration::from_secs(7200)).await;
+    assert_eq!(node.world.sts.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_annotation_drops_the_old_plan_and_fetches_the_new_one() {
+    let node = Followed::new();
+    node.world.pod_with_role("web", "10.0.0.7");
+    node.settle().await;
+    let old = node.world.app.accounts.plan(&account("web")).unwrap().unwrap().key();
+    node.world.annotate("web", &[("rolecall.dev/role-arn", "arn:aws:iam::123456789012:role/other")]);
+    node.settle().await;
+    assert!(node.knows("web") && !node.world.app.cache.knows(&old));
+    node.world.annotate("web", &[]);
+    node.settle().await;
+    assert!(node.world.app.cache.status().is_empty(), "revoked: nothing is kept, nothing is renewed");
+    assert_eq!(node.world.sts.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_pod_of_a_refused_plan_has_one_more_try() {
+    let node = Followed::new();
+    node.world.sts.fail(Some(denied()));
+    node.world.pod_with_role("web", "10.0.0.7");
+    node.settle().await;
+    // The first pod was new as well; the next may count a minute later.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let calls = node.world.sts.calls();
+    node.world.add_pod(Pod { service_account: account("web"), ..pod("second", "10.0.0.8") });
+    node.settle().await;
+    assert_eq!(node.world.sts.calls(), calls + 1);
+    node.world.add_pod(Pod {
+        terminating: true,
+        service_account: account("web"),
+        ..pod("second", "10.0.0.8")
+    });
+    node.settle().await;
+    assert_eq!(node.world.sts.calls(), calls + 1, "the same pod, changed, is no new one");
+}
