@@ -84,6 +84,13 @@ impl Metrics {
             IntCounter::new("rolecall_log_lines_dropped_total", "Lines that nobody read in time.")
                 .expect("the name is a constant");
         register(&registry, dropped_lines.clone());
+        let sts_calls =
+            counters("rolecall_sts_calls_total", "STS calls by outcome.", &["operation", "result"]);
+        let token_requests =
+            counters("rolecall_token_requests_total", "TokenRequests by outcome.", &["result"]);
+        // A rate over a series that begins with its first event misses that event.
+        sts_calls.with_label_values(&[OPERATION, "ok"]);
+        token_requests.with_label_values(&["ok"]);
         gauges("rolecall_build_info", "1, labelled with the version.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
@@ -96,21 +103,13 @@ impl Metrics {
             attestations,
             lookups: [Lookup::Hit, Lookup::Miss, Lookup::Joined]
                 .map(|lookup| lookups.with_label_values(&[lookup.as_str()])),
-            sts_calls: counters(
-                "rolecall_sts_calls_total",
-                "STS calls by outcome.",
-                &["operation", "result"],
-            ),
+            sts_calls,
             sts_duration: sts.with_label_values(&[OPERATION]),
             sts_packed_policy_percent: gauge(
                 "rolecall_sts_packed_policy_percent",
                 "Of STS's limit, as last reported.",
             ),
-            token_requests: counters(
-                "rolecall_token_requests_total",
-                "TokenRequests by outcome.",
-                &["result"],
-            ),
+            token_requests,
             credentials: gauges(
                 "rolecall_credentials",
                 "Plans by the state of their credentials.",
@@ -192,4 +191,45 @@ impl Default for Metrics {
 
 fn register(registry: &Registry, collector: impl prometheus::core::Collector + 'static) {
     registry.register(Box::new(collector)).expect("every series is registered once");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_is_there_before_the_first_event() {
+        let metrics = Metrics::new();
+        metrics.watch("pods", 0, 0);
+        let text = metrics.render(States::default());
+        for series in [
+            "rolecall_requests_total{code=\"ok\",endpoint=\"container-credentials\"} 0",
+            "rolecall_request_duration_seconds_count{endpoint=\"container-credentials\"} 0",
+            "rolecall_attestations_total{result=\"ok\"} 0",
+            "rolecall_cache_lookups_total{result=\"hit\"} 0",
+            "rolecall_cache_lookups_total{result=\"miss\"} 0",
+            "rolecall_cache_lookups_total{result=\"joined\"} 0",
+            "rolecall_credentials{state=\"fresh\"} 0",
+            "rolecall_sts_calls_total{operation=\"AssumeRoleWithWebIdentity\",result=\"ok\"} 0",
+            "rolecall_sts_call_duration_seconds_count{operation=\"AssumeRoleWithWebIdentity\"} 0",
+            "rolecall_sts_packed_policy_percent 0",
+            "rolecall_token_requests_total{result=\"ok\"} 0",
+            "rolecall_kube_watch_restarts_total{resource=\"pods\"} 0",
+            "rolecall_kube_watch_last_event_timestamp_seconds{resource=\"pods\"} 0",
+            "rolecall_pods 0",
+            "rolecall_build_info{version=",
+        ] {
+            assert!(text.lines().any(|line| line.starts_with(series)), "{series} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_watchs_restarts_are_counted_once_however_often_they_are_scraped() {
+        let metrics = Metrics::new();
+        for restarts in [2, 2, 3, 3] {
+            metrics.watch("pods", restarts, 0);
+        }
+        let text = metrics.render(States::default());
+        assert!(text.contains("rolecall_kube_watch_restarts_total{resource=\"pods\"} 3"), "{text}");
+    }
 }
