@@ -165,10 +165,16 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     let signal = tokio::select! {
         signal = shutdown::signalled() => signal?,
         failed = started => return failed,
+        // None of them ends before the drain. One that panicked would leave a live agent that does half its work.
+        Some(ended) = tasks.join_next() => {
+            ended.context("a part of the agent has failed")?;
+            bail!("a part of the agent has ended by itself");
+        }
     };
     tracing::info!(signal, "draining");
-    let drained = trigger.finish().await;
+    // While the listeners are ours no successor has this name; once they are closed, the file may be its own.
     let _ = std::fs::remove_file(&config.local_socket);
+    let drained = trigger.finish().await;
     tracing::info!(drained, "stopped");
     Ok(())
 }
