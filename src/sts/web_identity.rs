@@ -52,7 +52,7 @@ impl Sts for StsClient {
             }
             match call.send().await {
                 Ok(output) => credentials(output, plan.session_duration, clock.date()),
-                Err(err) => Err(sorted(plan, &err)),
+                Err(err) => Err(sorted(plan, token, &err)),
             }
         })
     }
@@ -96,7 +96,11 @@ fn credentials(
     })
 }
 
-fn sorted(plan: &RolePlan, err: &SdkError<AssumeRoleWithWebIdentityError, HttpResponse>) -> Error {
+fn sorted(
+    plan: &RolePlan,
+    token: &BoundToken,
+    err: &SdkError<AssumeRoleWithWebIdentityError, HttpResponse>,
+) -> Error {
     let sorted = match err {
         SdkError::ServiceError(answer) => {
             let status = answer.raw().status().as_u16();
@@ -116,11 +120,9 @@ fn sorted(plan: &RolePlan, err: &SdkError<AssumeRoleWithWebIdentityError, HttpRe
         }
         _ => Error::Away("the request could not be made".into()),
     };
-    // STS's own words go to the log alone: they may name other objects. STS never repeats the token in them.
+    // STS's own words go to the log alone: they may name other objects.
     let upstream = match err {
-        SdkError::ServiceError(answer) => {
-            answer.err().message().unwrap_or_default().chars().take(500).collect()
-        }
+        SdkError::ServiceError(answer) => loggable(answer.err().message().unwrap_or_default(), token),
         _ => String::new(),
     };
     tracing::warn!(
@@ -128,6 +130,11 @@ fn sorted(plan: &RolePlan, err: &SdkError<AssumeRoleWithWebIdentityError, HttpRe
         sts.message = upstream, sts.request_id = err.request_id().unwrap_or_default(), "no credentials from STS",
     );
     sorted
+}
+
+/// AWS never repeats the token in its words; another STS, or a proxy that shows what it was sent, may.
+fn loggable(message: &str, token: &BoundToken) -> String {
+    message.replace(token.expose(), "<redacted>").chars().take(500).collect()
 }
 
 fn root_cause(err: &(dyn std::error::Error + 'static)) -> String {
@@ -163,5 +170,54 @@ impl Intercept for ServerClock {
         let date = context.response().headers().get("date").and_then(|date| rfc2822::parse(date).ok());
         *self.0.lock().expect("nothing panics while it holds this lock") = date.map(|date| date.timestamp());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_sts_repeats_is_not_logged() {
+        let token = BoundToken::new("eyJhbGciOi.eyJzdWIi.c2lnbmF0dXJl".into(), Duration::from_secs(600));
+        let message = format!("{}: cannot parse {}{}", "x".repeat(450), token.expose(), "y".repeat(500));
+        let logged = loggable(&message, &token);
+        assert!(logged.contains("<redacted>") && !logged.contains("eyJ"), "{logged}");
+        assert_eq!(logged.chars().count(), 500);
+    }
+
+    /// STS's answer as the SDK decodes it; a session of `life` from now.
+    fn answer(key: &str, secret: &str, life: i64) -> AssumeRoleWithWebIdentityOutput {
+        let expiration = aws_smithy_types::DateTime::from_secs(time::now().as_second() + life);
+        let keys = aws_sdk_sts::types::Credentials::builder()
+            .access_key_id(key)
+            .secret_access_key(secret)
+            .session_token("token")
+            .expiration(expiration);
+        AssumeRoleWithWebIdentityOutput::builder().credentials(keys.build().unwrap()).build()
+    }
+
+    #[test]
+    fn an_answer_without_all_its_fields_or_its_time_is_no_answer() {
+        let hour = Duration::from_secs(3600);
+        for (key, secret, life) in [("", "secret", 3600), ("ASIA", "", 3600), ("ASIA", "secret", -1)] {
+            let err = credentials(answer(key, secret, life), hour, None).unwrap_err();
+            assert_eq!(err.code(), "StsUnavailable", "{key:?} {secret:?} {life}");
+        }
+        let none = AssumeRoleWithWebIdentityOutput::builder().build();
+        assert!(credentials(none, hour, None).is_err());
+    }
+
+    #[test]
+    fn life_is_what_stss_own_clock_leaves_and_never_more_than_was_asked_for() {
+        let hour = Duration::from_secs(3600);
+        // This node's clock is ten hours behind STS's.
+        let server = time::plus(time::now(), 10 * hour);
+        let life = credentials(answer("ASIA", "secret", 11 * 3600), hour, Some(server)).unwrap().life;
+        assert!((hour - Duration::from_secs(2)..=hour).contains(&life), "{life:?}");
+        assert_eq!(credentials(answer("ASIA", "secret", 11 * 3600), hour, None).unwrap().life, hour);
+        let behind = time::plus(time::now(), hour / 2);
+        let life = credentials(answer("ASIA", "secret", 3600), hour, Some(behind)).unwrap().life;
+        assert!(life <= hour / 2, "{life:?}");
     }
 }
