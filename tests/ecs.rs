@@ -207,6 +207,9 @@ async fn only_the_exact_path_is_served() {
         stream.read_exact(&mut head).await.unwrap();
         assert_eq!(&head, b"HTTP/1.1 405", "{method}");
     }
+    let post = request(agent.address).replace("GET", "POST");
+    let answer = get(WEB, agent.address, &post).await;
+    assert_eq!((answer.code().as_str(), answer.header("allow")), ("MethodNotAllowed", Some("GET")));
 }
 
 #[tokio::test]
@@ -303,6 +306,8 @@ async fn headers_over_the_limit_get_431() {
         // Far over the limit, hyper answers by itself, without a body, and closes on what it has not read.
         let answer = ask(&mut connect(WEB, agent.address).await, &text).await;
         assert_eq!(answer.as_ref().map_or(431, |answer| answer.status), 431);
+        let closes = answer.as_ref().and_then(|answer| answer.header("connection"));
+        assert!(answer.is_none() || closes == Some("close"), "{answer:?}");
         let code = answer.filter(|answer| !answer.body.is_empty()).map(|answer| answer.code());
         assert_eq!(code.as_deref() == Some("HeadersTooLarge"), ours);
     }
