@@ -17,10 +17,11 @@ use crate::broker::Broker;
 use crate::cache::Cache;
 use crate::cluster::watch::WatchHealth;
 use crate::cluster::{Cluster, api, client};
-use crate::config::{Config, Kube};
+use crate::config::{self, Config, Kube};
 use crate::credentials::Credentials;
 use crate::exchange::Exchange;
 use crate::identity::Identity;
+use crate::identity::evidence::Source;
 use crate::identity::pods::Pods;
 use crate::metrics::Metrics;
 use crate::role::{Defaults, RolePlan};
@@ -51,12 +52,14 @@ pub struct App {
     /// Shown by `/statusz` and by every answer that is not credentials.
     pub instance: String,
     lines: Arc<Lines>,
+    source: Source,
     broker: Broker,
 }
 
 impl App {
     /// Wires the path between the two doors.
     pub fn new(
+        source: Source,
         plan: Defaults,
         cluster: Arc<dyn Cluster>,
         sts: Arc<dyn Sts>,
@@ -67,10 +70,10 @@ impl App {
         let accounts = Arc::new(ServiceAccounts::new(plan));
         let exchange = Exchange::new(Arc::clone(&pods), Arc::clone(&cluster), sts, Arc::clone(&metrics));
         let cache = Arc::new(Cache::new(Arc::new(exchange)));
-        let identity = Identity::by_address(Arc::clone(&pods), cluster);
+        let identity = Identity::new(&source, Arc::clone(&pods), cluster);
         let broker = Broker::new(identity, Arc::clone(&accounts), Arc::clone(&cache), Arc::clone(&metrics));
         let instance = format!("{:016x}", fastrand::u64(..));
-        Self { pods, accounts, cache, metrics, instance, lines, broker }
+        Self { pods, accounts, cache, metrics, instance, lines, source, broker }
     }
 
     /// Serves `listeners` until `drain` begins, and keeps the plans in step with the pods.
@@ -87,7 +90,8 @@ impl App {
             Endpoint::new(self.broker, self.metrics, self.lines, &addresses, authorization, &self.instance);
         let limits = Limits::new();
         for listener in listeners {
-            tasks.spawn(server::serve(listener, Arc::clone(&endpoint), Arc::clone(&limits), drain.clone()));
+            let (source, endpoint) = (self.source.clone(), Arc::clone(&endpoint));
+            tasks.spawn(server::serve(listener, source, endpoint, Arc::clone(&limits), drain.clone()));
         }
         tasks.spawn(warm::follow(self.pods, self.accounts, self.cache));
         Ok(())
@@ -101,11 +105,7 @@ impl App {
 pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> Result<()> {
     sys::harden().context("the process cannot be hardened")?;
     tracing::info!(config = %config, version = env!("CARGO_PKG_VERSION"), "starting");
-    tracing::warn!(
-        "--identity=ip believes the source address. It cannot see a pod that takes another's on a shared bridge, nor an \
-         address that has a new pod while the API server, or a watch that lags, still shows the old one; the README \
-         lists every case"
-    );
+    let source = evidence(config.identity)?;
     let (trigger, drain) = shutdown::drain();
     let mut tasks = JoinSet::new();
 
@@ -124,7 +124,8 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     let kube = client::client(&client::config(kubeconfig).await?)?;
     let api = Arc::new(api::KubeApi::new(kube.clone(), &*config.node_name));
     let sts = Arc::new(RegionalSts::default());
-    let app = App::new(config.plan.clone(), Arc::clone(&api) as _, Arc::clone(&sts) as _, metrics, lines);
+    let app =
+        App::new(source, config.plan.clone(), Arc::clone(&api) as _, Arc::clone(&sts) as _, metrics, lines);
 
     let (pods_watch, accounts_watch) = (Arc::new(WatchHealth::default()), Arc::new(WatchHealth::default()));
     let (client, node) = (kube.clone(), Arc::clone(&config.node_name));
@@ -177,6 +178,29 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     let drained = trigger.finish().await;
     tracing::info!(drained, "stopped");
     Ok(())
+}
+
+/// How callers are told apart. What the node does not allow ends the start: nobody asked for less.
+fn evidence(identity: config::Identity) -> Result<Source> {
+    match identity {
+        config::Identity::Ip => {
+            tracing::warn!(
+                "--identity=ip believes the source address. It cannot see a pod that takes another's on a shared \
+                 bridge, nor an address that has a new pod while the API server, or a watch that lags, still shows \
+                 the old one; the README lists every case"
+            );
+            Ok(Source::Address)
+        }
+        #[cfg(target_os = "linux")]
+        config::Identity::Kernel => {
+            let kernel = identity::kernel::Kernel::start("/proc");
+            let kernel =
+                kernel.context("--identity=kernel is not possible on this node (--identity=ip may be)")?;
+            Ok(Source::Kernel(Arc::new(kernel)))
+        }
+        #[cfg(not(target_os = "linux"))]
+        config::Identity::Kernel => bail!("--identity=kernel needs Linux"),
+    }
 }
 
 /// Every family is optional: one that the node lacks is a warning, none at all a failure.

@@ -42,7 +42,8 @@ pub struct Args {
     /// Kubeconfig file [default: the pod's own ServiceAccount]
     #[arg(long, env = "ROLECALL_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
-    /// How callers are told apart: ip (source address against the kube API's podIPs).
+    /// How callers are told apart: ip (source address against the kube API's podIPs), or kernel (network namespace
+    /// and cgroup; needs hostPID).
     #[arg(long, env = "ROLECALL_IDENTITY", default_value = "ip")]
     pub identity: String,
     /// Audience of the tokens that STS is shown.
@@ -98,6 +99,15 @@ impl fmt::Debug for Bundle {
     }
 }
 
+/// How callers are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// By source address, against the kube API's podIPs.
+    Ip,
+    /// By network namespace and cgroup.
+    Kernel,
+}
+
 /// The configuration as understood.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -111,6 +121,8 @@ pub struct Config {
     pub local_socket: PathBuf,
     /// `--kubeconfig`
     pub kube: Kube,
+    /// `--identity`
+    pub identity: Identity,
     /// `--region`; without one, the node's label is asked.
     pub region: Option<String>,
     /// `--sts-endpoint-url`
@@ -130,13 +142,18 @@ impl fmt::Display for Config {
             metrics_listen,
             local_socket,
             kube,
+            identity,
             region,
             sts_endpoint_url,
             sts_ca_bundle,
             plan,
         } = self;
         write!(f, "node-name={node_name} listen={listen:?} metrics-listen={metrics_listen} ")?;
-        write!(f, "local-socket={} kube={kube:?} region={region:?} ", local_socket.display())?;
+        write!(
+            f,
+            "local-socket={} kube={kube:?} identity={identity:?} region={region:?} ",
+            local_socket.display()
+        )?;
         write!(f, "sts-endpoint-url={sts_endpoint_url:?} sts-ca-bundle={} ", sts_ca_bundle.is_some())?;
         write!(f, "audience={} allow-audience={:?} ", plan.audience, plan.allowed_audiences)?;
         write!(
@@ -212,11 +229,14 @@ impl Config {
             wrong("metrics-listen", format!("{metrics_listen:?} is not ADDRESS:PORT or ADDRESS"));
             SocketAddr::from(([127, 0, 0, 1], METRICS_PORT))
         });
-        match identity.as_str() {
-            "ip" => {}
-            "kernel" => wrong("identity", "kernel is not in this version yet; ip is".into()),
-            other => wrong("identity", format!("{other:?} is not ip")),
-        }
+        let identity = match identity.as_str() {
+            "kernel" => Identity::Kernel,
+            "ip" => Identity::Ip,
+            other => {
+                wrong("identity", format!("{other:?} is neither kernel nor ip"));
+                Identity::Ip
+            }
+        };
         if audience.is_empty() {
             wrong("audience", "is empty: that would be the API server's own audience".into());
         }
@@ -276,6 +296,7 @@ impl Config {
             listen: addresses,
             metrics_listen,
             local_socket,
+            identity,
             kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
             region,
             sts_endpoint_url,
@@ -315,6 +336,13 @@ mod tests {
         assert_eq!(config.listen.len(), 3);
         assert_eq!(config.listen[0].port(), PORT);
         assert_eq!(config.plan.session_duration, Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn identity_is_by_address_unless_the_kernel_is_asked_for() {
+        assert_eq!(Config::from_args(args(), |_| None).unwrap().identity, Identity::Ip);
+        let args = Args { identity: "kernel".into(), ..args() };
+        assert_eq!(Config::from_args(args, |_| None).unwrap().identity, Identity::Kernel);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::AUDIENCE;
 use crate::credentials::Credentials;
 use crate::emulator::{self, Emulator, Issuer};
+use crate::identity::evidence::Source;
 use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -128,7 +129,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let lines = Lines::start(std::io::sink(), metrics.dropped_lines.clone())?;
     let doors = Narrated { show_secrets };
     let cluster = Arc::new(OnePod { pod: pod.clone(), issuer, narrated: doors });
-    let app = App::new(defaults(), cluster, Arc::new(NarratedSts { sts, narrated: doors }), metrics, lines);
+    let sts = Arc::new(NarratedSts { sts, narrated: doors });
+    let app = App::new(Source::Address, defaults(), cluster, sts, metrics, lines);
     let annotations = [("rolecall.dev/role-arn".to_owned(), role.to_string())].into();
     app.accounts.apply(&pod.service_account, POD_UID, &annotations);
     app.pods.reset(vec![pod]);

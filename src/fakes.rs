@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::cluster::{self, Cluster};
 use crate::config::AUDIENCE;
 use crate::credentials::Credentials;
+use crate::identity::evidence::Source;
 use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -241,10 +242,16 @@ impl World {
 
     /// With access lines to `out`.
     pub fn writing_to(out: impl std::io::Write + Send + 'static) -> Self {
+        Self::with_evidence(Source::Address, out)
+    }
+
+    /// With evidence from `source`, and access lines to `out`.
+    pub fn with_evidence(source: Source, out: impl std::io::Write + Send + 'static) -> Self {
         let (cluster, sts) = (Arc::new(FakeCluster::default()), Arc::new(FakeSts::default()));
         let metrics = Arc::new(Metrics::new());
         let lines = Lines::start(out, metrics.dropped_lines.clone()).expect("a thread can be started");
-        let app = App::new(defaults(), Arc::clone(&cluster) as _, Arc::clone(&sts) as _, metrics, lines);
+        let app =
+            App::new(source, defaults(), Arc::clone(&cluster) as _, Arc::clone(&sts) as _, metrics, lines);
         app.pods.reset(Vec::new());
         Self { cluster, sts, app }
     }

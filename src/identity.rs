@@ -2,11 +2,15 @@
 //!
 //! `--identity=ip`: the source address, against the kube API's podIPs. The address is the caller's claim; what
 //! stands behind it is the node's datapath (a routed veth answers only to its own address) and the kube API.
-//! What this cannot see is listed in the README and warned of at start. The seam for the kernel's own evidence is
-//! [`evidence`]: it fills a [`Caller`] before a byte is parsed.
+//! What this cannot see is listed in the README and warned of at start.
+//!
+//! `--identity=kernel`: [`kernel`] names the pod's UID before a byte is parsed, and the kube API must agree: that pod
+//! is live on this node, and the source address is no other live pod's.
 
 pub mod confirm;
 pub mod evidence;
+#[cfg(target_os = "linux")]
+pub mod kernel;
 pub mod pods;
 pub mod watch;
 
@@ -15,8 +19,9 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
-use self::confirm::Confirmations;
+use self::confirm::{Confirmations, Listed};
 pub use self::evidence::Caller;
+use self::evidence::{Doubt, Evidence, Source};
 use self::pods::{Pod, PodUid, Pods};
 use crate::cluster::Cluster;
 
@@ -68,16 +73,40 @@ pub enum Error {
         /// What the kube API said.
         why: String,
     },
+    /// The kernel's evidence names no pod.
+    #[error("{address}: {doubt}")]
+    Unattested {
+        /// The source address.
+        address: IpAddr,
+        /// Why not.
+        doubt: Doubt,
+    },
+    /// The kernel's evidence names a pod that the kube API does not have on this node, or that has finished.
+    #[error("pod {uid}, which opened this connection, is not a live pod of this node")]
+    NoSuchPod {
+        /// Its UID.
+        uid: PodUid,
+    },
+    /// The two authorities disagree: one pod opened the connection, under the address of another.
+    #[error("pod {uid} opened this connection, but {address} is another pod's")]
+    NotItsAddress {
+        /// The source address.
+        address: IpAddr,
+        /// The pod that the kernel shows.
+        uid: PodUid,
+    },
 }
 
 impl Error {
     /// The fixed word of the README's table of answers.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Host { .. } | Self::Gone { .. } => "CallerNotIdentified",
+            Self::Host { .. } | Self::Gone { .. } | Self::NoSuchPod { .. } => "CallerNotIdentified",
             Self::Ambiguous { .. } => "CallerAmbiguous",
             Self::NotKnownYet { .. } | Self::Terminating { .. } => "PodNotKnownYet",
             Self::NotSynced | Self::Unconfirmed { .. } => "KubeUnavailable",
+            Self::NotItsAddress { .. } => "SourceMismatch",
+            Self::Unattested { doubt, .. } => doubt.code(),
         }
     }
 }
@@ -131,6 +160,18 @@ fn judge<'a>(claimants: impl Iterator<Item = &'a Arc<Pod>>) -> Claim {
     }
 }
 
+/// The kernel says that `uid` opened the connection; `mine` is what the kube API shows of it, and `others` how many
+/// other live pods it shows under the address. An address that it shows nobody under is no contradiction: pods have
+/// further interfaces, and ask before their address is published.
+fn agree(address: IpAddr, uid: &PodUid, mine: Option<Arc<Pod>>, others: usize) -> Result<Arc<Pod>, Error> {
+    match mine {
+        Some(pod) if pod.live() && pod.host_network => Err(Error::Host { address }),
+        Some(pod) if pod.live() && others == 0 => Ok(pod),
+        Some(pod) if pod.live() => Err(Error::NotItsAddress { address, uid: uid.clone() }),
+        _ => Err(Error::NoSuchPod { uid: uid.clone() }),
+    }
+}
+
 /// Tells who is calling.
 pub struct Identity {
     pods: Arc<Pods>,
@@ -138,9 +179,11 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Identity by address: `pods` is what the watch shows, `cluster` confirms it.
-    pub fn by_address(pods: Arc<Pods>, cluster: Arc<dyn Cluster>) -> Self {
-        let confirmations = Confirmations::start(Arc::clone(&pods), cluster);
+    /// Identity by evidence from `source`: `pods` is what the watch shows, `cluster` confirms it.
+    pub fn new(source: &Source, pods: Arc<Pods>, cluster: Arc<dyn Cluster>) -> Self {
+        // Only an address needs the API server's word before it is believed.
+        let ahead = matches!(source, Source::Address);
+        let confirmations = Confirmations::start(Arc::clone(&pods), cluster, ahead);
         Self { pods, confirmations }
     }
 
@@ -150,6 +193,13 @@ impl Identity {
     /// # Errors
     /// [`Error`]: any doubt. Nothing of a failure is remembered.
     pub async fn attest(&self, caller: &Caller, deadline: Instant) -> Result<AttestedPod, Error> {
+        match caller.evidence() {
+            Evidence::Address => {}
+            Evidence::Kernel(Ok(uid)) => return self.vouched(caller, uid, deadline).await,
+            Evidence::Kernel(Err(doubt)) => {
+                return Err(Error::Unattested { address: caller.address(), doubt: doubt.clone() });
+            }
+        }
         if let Some(uid) = caller.pod() {
             return self.still(caller.address(), uid);
         }
@@ -169,6 +219,51 @@ impl Identity {
         }
     }
 
+    /// What the kernel shows, if the kube API agrees. Where the watch does not, it may be behind: a quorum list, begun
+    /// after what is asked about, then has the last word. So a new pod need not wait for the watch, nor for its
+    /// `status.podIP`, and the old owner of its address is not in its way.
+    async fn vouched(&self, caller: &Caller, uid: &PodUid, deadline: Instant) -> Result<AttestedPod, Error> {
+        let address = caller.address();
+        // The evidence of a first request is as old as the connection, and says that the pod was there then.
+        let since = if caller.pod().is_none() { caller.accepted() } else { Instant::now() };
+        let (mut changes, mut lists) = (self.pods.changes(), self.confirmations.lists());
+        let agreed = loop {
+            changes.mark_unchanged();
+            let others = self.pods.claim(address, uid).1;
+            let refusal = match agree(address, uid, self.pods.by_uid(uid), others) {
+                Ok(pod) => break pod,
+                Err(refusal) => refusal,
+            };
+            let listed = lists.borrow_and_update().clone().filter(|list| list.begun >= since);
+            let why = match listed {
+                Some(Listed { found: Ok(found), .. }) => {
+                    let mine = found.pods.iter().find(|pod| pod.uid == *uid).cloned();
+                    let others =
+                        found.pods.iter().filter(|pod| pod.uid != *uid && pod.claims(address)).count();
+                    break agree(address, uid, mine, others)?;
+                }
+                // It is never again live, and never was on a network of its own.
+                _ if self.pods.by_uid(uid).is_some_and(|pod| !pod.live() || pod.host_network) => {
+                    return Err(refusal);
+                }
+                Some(Listed { found: Err(failure), .. }) => failure.to_string(),
+                None => "no list in time".into(),
+            };
+            self.confirmations.want();
+            let woken = async {
+                tokio::select! {
+                    change = changes.changed() => change,
+                    list = lists.changed() => list,
+                }
+            };
+            if timeout_at(deadline, woken).await.is_err() {
+                return Err(Error::Unconfirmed { address, why });
+            }
+        };
+        caller.settle(uid.clone());
+        Ok(AttestedPod { pod: agreed })
+    }
+
     async fn settle(&self, caller: &Caller, deadline: Instant) -> Result<Arc<Pod>, Error> {
         let address = caller.address();
         let (mut changes, mut lists) = (self.pods.changes(), self.confirmations.lists());
@@ -180,9 +275,9 @@ impl Identity {
                     // The watch may be behind: what etcd has decides, in a list begun after this connection.
                     let listed =
                         lists.borrow_and_update().clone().filter(|list| list.begun >= caller.accepted());
-                    match listed.map(|list| list.alone) {
+                    match listed.map(|list| list.found) {
                         // The list came before the watch had caught up with it.
-                        Some(Ok(alone)) if alone.get(&address) == Some(&pod.uid) => {
+                        Some(Ok(found)) if found.alone.get(&address) == Some(&pod.uid) => {
                             self.confirmations.confirm(address, &pod.uid);
                             return Ok(pod);
                         }

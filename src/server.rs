@@ -18,7 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use self::ecs::Endpoint;
-use crate::identity::Caller;
+use crate::identity;
+use crate::identity::evidence::Source;
 use crate::identity::pods::unmapped;
 use crate::shutdown::Drain;
 
@@ -101,7 +102,13 @@ impl Drop for Admission {
 }
 
 /// Serves `listener` until `drain` begins; connections then finish the request they are at.
-pub async fn serve(listener: TcpListener, endpoint: Arc<Endpoint>, limits: Arc<Limits>, drain: Drain) {
+pub async fn serve(
+    listener: TcpListener,
+    source: Source,
+    endpoint: Arc<Endpoint>,
+    limits: Arc<Limits>,
+    drain: Drain,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -119,19 +126,18 @@ pub async fn serve(listener: TcpListener, endpoint: Arc<Endpoint>, limits: Arc<L
         // Over the limit the connection is closed: a reset is all that a flood deserves, and costs least.
         let Some(admission) = limits.admit(unmapped(peer.ip())) else { continue };
         let Ok(local) = stream.local_addr() else { continue };
-        tokio::spawn(connection(
-            stream,
-            Caller::new(peer, local),
-            Arc::clone(&endpoint),
-            admission,
-            drain.clone(),
-        ));
+        let (source, endpoint, drain) = (source.clone(), Arc::clone(&endpoint), drain.clone());
+        tokio::spawn(async move {
+            // Before a byte is parsed: who it is does not hang on what it says.
+            let caller = source.caller(&stream, peer, local).await;
+            connection(stream, caller, endpoint, admission, drain).await;
+        });
     }
 }
 
 async fn connection(
     stream: TcpStream,
-    caller: Caller,
+    caller: identity::Caller,
     endpoint: Arc<Endpoint>,
     admission: Admission,
     drain: Drain,

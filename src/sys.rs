@@ -35,3 +35,33 @@ pub fn harden() -> std::io::Result<()> {
 pub fn harden() -> std::io::Result<()> {
     Ok(())
 }
+
+/// What the kernel keeps of the packets that opened a TCP connection, as control messages (`IP_PKTOPTIONS` and its
+/// IPv6 form): how many bytes of `into` it filled.
+///
+/// # Errors
+/// The kernel's.
+#[cfg(target_os = "linux")]
+pub fn packet_options(
+    socket: std::os::fd::BorrowedFd<'_>,
+    ipv6: bool,
+    into: &mut [u8],
+) -> std::io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let (level, option) = if ipv6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_2292PKTOPTIONS)
+    } else {
+        (libc::IPPROTO_IP, IP_PKTOPTIONS)
+    };
+    let mut length = libc::socklen_t::try_from(into.len()).map_err(std::io::Error::other)?;
+    // SAFETY: the descriptor is open for as long as it is borrowed; the kernel writes at most `length` bytes to
+    // `into`, which has that many, and the number it wrote to `length`.
+    let failed = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, option, into.as_mut_ptr().cast(), &raw mut length)
+    };
+    if failed == 0 { Ok(length as usize) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// `linux/in.h`; the libc crate has the IPv6 one only.
+#[cfg(target_os = "linux")]
+const IP_PKTOPTIONS: libc::c_int = 9;

@@ -27,8 +27,16 @@ const MAX_CONFIRMED: usize = 2048;
 pub(super) struct Listed {
     /// When it was asked for. What happened before is in it.
     pub(super) begun: Instant,
-    /// The pod that was alone under each address, or why the list brought nothing.
-    pub(super) alone: Result<Arc<HashMap<IpAddr, PodUid>>, Error>,
+    /// What it brought, or why it brought nothing.
+    pub(super) found: Result<Arc<Found>, Error>,
+}
+
+/// This node's pods as etcd had them.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) pods: Vec<Arc<Pod>>,
+    /// The pod under each address, where there is exactly one that may ask.
+    pub(super) alone: HashMap<IpAddr, PodUid>,
 }
 
 /// Confirmed addresses, and the one list in flight.
@@ -40,11 +48,11 @@ pub(super) struct Confirmations {
 }
 
 impl Confirmations {
-    /// Starts the task that lists, which runs as long as this lives.
-    pub(super) fn start(pods: Arc<Pods>, cluster: Arc<dyn Cluster>) -> Self {
+    /// Starts the task that lists, which runs as long as this lives; `ahead` of the question, or only when asked.
+    pub(super) fn start(pods: Arc<Pods>, cluster: Arc<dyn Cluster>, ahead: bool) -> Self {
         let (sender, listed) = watch::channel(None);
         let (confirmed, wanted) = (Arc::<Confirmed>::default(), Arc::<Notify>::default());
-        let lister = Lister { pods, cluster, confirmed: Arc::clone(&confirmed), listed: sender };
+        let lister = Lister { pods, cluster, ahead, confirmed: Arc::clone(&confirmed), listed: sender };
         let lister = tokio::spawn(lister.run(Arc::clone(&wanted))).abort_handle();
         Self { confirmed, wanted, listed, lister }
     }
@@ -102,6 +110,7 @@ impl Confirmed {
 struct Lister {
     pods: Arc<Pods>,
     cluster: Arc<dyn Cluster>,
+    ahead: bool,
     confirmed: Arc<Confirmed>,
     listed: watch::Sender<Option<Listed>>,
 }
@@ -118,12 +127,12 @@ impl Lister {
                 }
             }
             let begun = Instant::now();
-            let alone = self.cluster.pods_now().await.map(|now| Arc::new(alone(now)));
-            if let Ok(alone) = &alone {
-                self.confirm(alone);
+            let found = self.cluster.pods_now().await.map(|now| Arc::new(Found::new(now)));
+            if let Ok(found) = &found {
+                self.confirm(&found.alone);
             }
-            let failed = alone.is_err();
-            self.listed.send_replace(Some(Listed { begun, alone }));
+            let failed = found.is_err();
+            self.listed.send_replace(Some(Listed { begun, found }));
             sleep_until(begun + PAUSE).await;
             // What this list did not confirm waits for the watch to change, or for somebody to ask: no polling.
             if failed || self.expected() {
@@ -137,6 +146,9 @@ impl Lister {
 
     /// Is there a pod that will ask, and that the watch shows alone under an address not confirmed for it?
     fn expected(&self) -> bool {
+        if !self.ahead {
+            return false;
+        }
         let asking = self.pods.all().into_iter().filter(|pod| pod.asks && !pod.host_network);
         asking.flat_map(|pod| pod.addresses.clone()).any(|address| self.unconfirmed(address).is_some())
     }
@@ -158,17 +170,19 @@ impl Lister {
     }
 }
 
-/// The pod under each address of a list, where there is exactly one that may ask.
-fn alone(pods: Vec<Pod>) -> HashMap<IpAddr, PodUid> {
-    let mut claimants: HashMap<IpAddr, Vec<Arc<Pod>>> = HashMap::new();
-    for pod in pods.into_iter().map(Arc::new) {
-        for address in &pod.addresses {
-            claimants.entry(*address).or_default().push(Arc::clone(&pod));
+impl Found {
+    fn new(pods: Vec<Pod>) -> Self {
+        let pods: Vec<Arc<Pod>> = pods.into_iter().map(Arc::new).collect();
+        let mut claimants: HashMap<IpAddr, Vec<Arc<Pod>>> = HashMap::new();
+        for pod in &pods {
+            for address in &pod.addresses {
+                claimants.entry(*address).or_default().push(Arc::clone(pod));
+            }
         }
+        let alone = claimants.into_iter().filter_map(|(address, claimants)| match judge(claimants.iter()) {
+            Claim::One(pod) => Some((address, pod.uid.clone())),
+            _ => None,
+        });
+        Self { alone: alone.collect(), pods }
     }
-    let alone = claimants.into_iter().filter_map(|(address, claimants)| match judge(claimants.iter()) {
-        Claim::One(pod) => Some((address, pod.uid.clone())),
-        _ => None,
-    });
-    alone.collect()
 }

@@ -1,27 +1,128 @@
-//! What is known of a connection before a byte of it is parsed. Today: its addresses; the kernel's evidence
-//! (ingress link, namespace, cgroup) belongs here.
+//! What is known of a connection before a byte of it is parsed: its addresses and, with `--identity=kernel`, the
+//! pod that the kernel shows behind it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::OnceLock;
 
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::pods::{PodUid, unmapped};
 
-/// One connection. Its pod is settled once, by the first request.
+/// Where evidence comes from: `--identity`.
+#[derive(Clone, Default)]
+pub enum Source {
+    /// The source address, and nothing else.
+    #[default]
+    Address,
+    /// Namespaces and cgroups.
+    #[cfg(target_os = "linux")]
+    Kernel(std::sync::Arc<super::kernel::Kernel>),
+}
+
+impl Source {
+    /// Takes the evidence of a connection that was just accepted from `peer` at our address `local`.
+    pub async fn caller(&self, stream: &TcpStream, peer: SocketAddr, local: SocketAddr) -> Caller {
+        let caller = Caller::new(peer, local);
+        #[cfg(target_os = "linux")]
+        if let Self::Kernel(kernel) = self {
+            return caller.with_evidence(kernel.attest(stream, peer, local).await);
+        }
+        let _ = stream; // Its address is all there is.
+        caller
+    }
+}
+
+/// What there is beside the address.
+#[derive(Clone, Debug)]
+pub(super) enum Evidence {
+    /// Nothing.
+    Address,
+    /// The pod in whose network namespace the connection was opened; or why that is not known.
+    Kernel(Result<PodUid, Doubt>),
+}
+
+/// Why the kernel's evidence names no pod.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Doubt {
+    /// It came in by `lo`: a host process or a hostNetwork pod.
+    #[error("host processes and hostNetwork pods are not answered by address")]
+    Host,
+    /// It came in by a link that has no pod at its other end: an uplink, a tunnel, a VPN.
+    #[error("the connection came in by {link}, which is no pod's link")]
+    NotAPod {
+        /// Its name.
+        link: String,
+    },
+    /// A namespace in which no pod's process runs.
+    #[error("no pod's process is in the network namespace that the connection came from")]
+    NoPod,
+    /// An answer could hand one pod the other's role.
+    #[error("processes of several pods are in the network namespace that the connection came from")]
+    SeveralPods,
+    /// A static pod has no ServiceAccount.
+    #[error("the caller is a static pod, which has no ServiceAccount")]
+    StaticPod,
+    /// The source address is not one of that namespace's: it is spoofed, or the datapath is unknown to us.
+    #[error("{address} is no address of the network namespace that the connection came from")]
+    NotItsAddress {
+        /// The source address.
+        address: IpAddr,
+    },
+    /// On a bridge: the pod that seems to have the address did not open this connection.
+    #[error("the pod that seems to have {address} did not open this connection")]
+    NoSuchConnection {
+        /// The source address.
+        address: IpAddr,
+    },
+    /// This link asked for more than its share of what costs milliseconds.
+    #[error("too many new connections; ask again")]
+    Busy,
+    /// The kernel did not say.
+    #[error("the kernel does not show who opened this connection: {0}")]
+    Unreadable(String),
+}
+
+impl Doubt {
+    #[cfg(target_os = "linux")]
+    pub(super) fn unreadable(err: std::io::Error) -> Self {
+        Self::Unreadable(err.to_string())
+    }
+
+    /// The fixed word of DESIGN.md's table.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::Host | Self::NotAPod { .. } | Self::NoPod | Self::StaticPod | Self::Unreadable(_) => {
+                "CallerNotIdentified"
+            }
+            Self::SeveralPods => "CallerAmbiguous",
+            Self::NotItsAddress { .. } | Self::NoSuchConnection { .. } => "SourceMismatch",
+            Self::Busy => "Overloaded",
+        }
+    }
+}
+
+/// One connection. Its pod is settled once: by the kernel before the first byte, or by the first request.
 #[derive(Debug)]
 pub struct Caller {
     peer: SocketAddr,
     local: IpAddr,
     accepted: Instant,
+    evidence: Evidence,
     pod: OnceLock<PodUid>,
 }
 
 impl Caller {
-    /// A connection from `peer` to our address `local`, accepted now.
+    /// A connection from `peer` to our address `local`, accepted now, of which nothing else is known.
     pub fn new(peer: SocketAddr, local: SocketAddr) -> Self {
         let peer = SocketAddr::new(unmapped(peer.ip()), peer.port());
-        Self { peer, local: unmapped(local.ip()), accepted: Instant::now(), pod: OnceLock::new() }
+        Self {
+            peer,
+            local: unmapped(local.ip()),
+            accepted: Instant::now(),
+            evidence: Evidence::Address,
+            pod: OnceLock::new(),
+        }
     }
 
     /// The source address. The caller wrote it, and got our SYN-ACK under it.
@@ -42,6 +143,15 @@ impl Caller {
     /// A host process is seen under the address it dials, or under loopback.
     pub(super) fn is_host(&self) -> bool {
         self.peer.ip() == self.local || self.peer.ip().is_loopback()
+    }
+
+    pub(super) fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
+    #[cfg(any(test, target_os = "linux"))]
+    pub(super) fn with_evidence(self, evidence: Result<PodUid, Doubt>) -> Self {
+        Self { evidence: Evidence::Kernel(evidence), ..self }
     }
 
     pub(super) fn pod(&self) -> Option<&PodUid> {

@@ -79,6 +79,12 @@ impl Pod {
     pub fn live(&self) -> bool {
         !self.finished
     }
+
+    /// Has this pod a voice in whose `address` is? A finished one keeps its address, and one that is being deleted
+    /// has given it up.
+    pub fn claims(&self, address: IpAddr) -> bool {
+        self.live() && !self.terminating && self.addresses.contains(&address)
+    }
 }
 
 /// The index. All writes come from one watch; readers never wait for it.
@@ -154,7 +160,7 @@ impl Pods {
     pub fn claim(&self, address: IpAddr, uid: &PodUid) -> (Option<Arc<Pod>>, usize) {
         let Some(claimants) = self.by_address.get(&address) else { return (None, 0) };
         let mine = claimants.iter().find(|pod| pod.uid == *uid).map(Arc::clone);
-        let others = claimants.iter().filter(|pod| pod.uid != *uid && pod.live() && !pod.terminating).count();
+        let others = claimants.iter().filter(|pod| pod.uid != *uid && pod.claims(address)).count();
         (mine, others)
     }
 

@@ -17,7 +17,7 @@ struct Node {
 impl Node {
     fn new() -> Self {
         let (pods, cluster) = (Arc::new(Pods::default()), Arc::new(FakeCluster::default()));
-        let identity = Identity::by_address(Arc::clone(&pods), Arc::clone(&cluster) as _);
+        let identity = Identity::new(&Source::Address, Arc::clone(&pods), Arc::clone(&cluster) as _);
         Self { pods, cluster, identity }
     }
 
@@ -280,4 +280,103 @@ async fn confirmations_are_bounded_and_what_they_lose_is_confirmed_again() {
         next_list_is_due().await;
     }
     assert!(node.identity.confirmations.len() <= 2048);
+}
+
+// What the kernel vouches for.
+
+/// A connection from `address` behind which the kernel shows pod `name`.
+fn vouched(name: &str, address: &str) -> Caller {
+    caller(address).with_evidence(Ok(PodUid::new(format!("uid-{name}"))))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_the_kernel_shows_needs_no_list_and_no_address() {
+    let node = Node::with(&[&Pod { addresses: vec![], ..pod("web", IP) }, &pod("other", "10.0.0.8")]);
+    assert_eq!(node.ask(&vouched("web", IP)).await.unwrap(), "web");
+    assert_eq!(node.cluster.lists(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_under_another_live_pods_address_is_refused_and_named() {
+    let node = Node::with(&[&pod("victim", IP), &pod("attacker", "10.0.0.8")]);
+    let refusal = node.ask(&vouched("attacker", IP)).await.unwrap_err();
+    assert_eq!(refusal.code(), "SourceMismatch");
+    assert!(refusal.to_string().contains("uid-attacker"), "{refusal}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_the_watch_lacks_costs_one_list_and_no_wait_for_the_watch() {
+    let node = Node::with(&[&pod("old", IP)]);
+    node.cluster.set_pods(vec![pod("new", IP), pod("newer", "10.0.0.8")]);
+    let (new, newer) = (vouched("new", IP), vouched("newer", "10.0.0.8"));
+    let begun = Instant::now();
+    let (first, second) = tokio::join!(node.ask(&new), node.ask(&newer));
+    assert_eq!((first.unwrap(), second.unwrap()), ("new".into(), "newer".into()));
+    assert_eq!((begun.elapsed(), node.cluster.lists()), (Duration::ZERO, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_watch_is_heard_while_a_list_is_awaited() {
+    let node = Node::new();
+    node.cluster.slow(Duration::from_secs(5));
+    let caller = vouched("late", IP);
+    let (answer, ()) = tokio::join!(node.ask(&caller), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.pods.reset(vec![pod("late", IP)]);
+    });
+    assert_eq!(answer.unwrap(), "late");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_from_before_the_question_does_not_bring_a_deleted_pod_back() {
+    let node = Node::new();
+    node.cluster.set_pods(vec![pod("web", IP)]);
+    let kept = vouched("web", IP);
+    assert_eq!(node.ask(&kept).await.unwrap(), "web", "by the list");
+    next_list_is_due().await;
+    node.set(&[]);
+    assert_eq!(node.ask(&kept).await.unwrap_err(), Error::NoSuchPod { uid: PodUid::new("uid-web") });
+    assert_eq!(node.cluster.lists(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_shuts_down_is_still_itself_and_one_that_has_finished_is_not() {
+    let node = Node::with(&[&terminating(pod("web", IP)), &finished(pod("job", "10.0.0.8"))]);
+    let kept = vouched("web", IP);
+    assert_eq!(node.ask(&kept).await.unwrap(), "web");
+    // Its address is given out again while it goes.
+    node.set(&[&terminating(pod("web", IP)), &pod("next", IP)]);
+    assert_eq!(node.ask(&vouched("next", IP)).await.unwrap(), "next");
+    assert_eq!(node.ask(&vouched("job", "10.0.0.8")).await.unwrap_err().code(), "CallerNotIdentified");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_api_server_is_away_known_pods_are_known_and_others_wait() {
+    let node = Node::with(&[&pod("web", IP)]);
+    node.cluster.fail(Some(crate::cluster::Error::Away("the test said so".into())));
+    assert_eq!(node.ask(&vouched("web", IP)).await.unwrap(), "web");
+    assert_eq!(node.ask(&vouched("new", "10.0.0.8")).await.unwrap_err().code(), "KubeUnavailable");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doubt_is_a_refusal_whatever_the_api_shows() {
+    let node = Node::with(&[&pod("web", IP)]);
+    for (doubt, code) in [
+        (Doubt::NoPod, "CallerNotIdentified"),
+        (Doubt::SeveralPods, "CallerAmbiguous"),
+        (Doubt::NotItsAddress { address: IP.parse().unwrap() }, "SourceMismatch"),
+        (Doubt::Busy, "Overloaded"),
+    ] {
+        let caller = caller(IP).with_evidence(Err(doubt));
+        assert_eq!(node.ask(&caller).await.unwrap_err().code(), code);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_will_ask_is_not_confirmed_ahead_where_the_kernel_vouches() {
+    let (pods, cluster) = (Arc::new(Pods::default()), Arc::new(FakeCluster::default()));
+    let _confirmations = Confirmations::start(Arc::clone(&pods), Arc::clone(&cluster) as _, false);
+    pods.reset(vec![Pod { asks: true, ..pod("web", IP) }]);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(cluster.lists(), 0);
 }

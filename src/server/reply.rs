@@ -11,6 +11,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, R
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
+use crate::identity::evidence::Doubt;
 use crate::{broker, cluster, exchange, identity, role, sts};
 
 /// `Content-Type` of every answer.
@@ -94,7 +95,23 @@ impl Refusal {
                     // Go, Rust, Java, C++ stop at once; botocore and JS ask three or four times.
                     identity::Error::Host { .. }
                     | identity::Error::Ambiguous { .. }
-                    | identity::Error::Gone { .. } => StatusCode::FORBIDDEN,
+                    | identity::Error::Gone { .. }
+                    | identity::Error::NoSuchPod { .. }
+                    | identity::Error::NotItsAddress { .. } => StatusCode::FORBIDDEN,
+                    // The pod's next connection may find its bucket filled again.
+                    identity::Error::Unattested { doubt: Doubt::Busy, .. } => StatusCode::SERVICE_UNAVAILABLE,
+                    identity::Error::Unattested {
+                        doubt:
+                            Doubt::Host
+                            | Doubt::NotAPod { .. }
+                            | Doubt::NoPod
+                            | Doubt::SeveralPods
+                            | Doubt::StaticPod
+                            | Doubt::NotItsAddress { .. }
+                            | Doubt::NoSuchConnection { .. }
+                            | Doubt::Unreadable(_),
+                        ..
+                    } => StatusCode::FORBIDDEN,
                     // Retried by all: the next try finds the pod, or the API server.
                     identity::Error::NotKnownYet { .. }
                     | identity::Error::Terminating { .. }

@@ -309,6 +309,11 @@ impl Node {
         outside
     }
 
+    /// A namespace that no cable leads to.
+    pub fn detached(&self, name: &str) -> Namespace {
+        Namespace::new(format!("{}-{name}", self.name.trim_end_matches("-node")))
+    }
+
     /// A namespace with `eth0`, the name of the node's end of that cable, and its link-layer address.
     fn plug(&self, name: &str) -> (Pod, String, String) {
         let pod = Namespace::new(format!("{}-{name}", self.name.trim_end_matches("-node")));

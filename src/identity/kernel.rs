@@ -1,0 +1,204 @@
+//! The kernel's own evidence of who opened a connection: no address is believed, and no right is needed but to see
+//! the node's processes (hostPID) and its network (hostNetwork).
+//!
+//! accepted socket → the link it came in by → the network namespace at the other end of that cable → the processes
+//! in there → the pod in whose cgroup they are. Then the source address must be local to that namespace.
+//!
+//! On a bridge all pods come in by one link. Which port an address is behind is then asked of the neighbour and
+//! forwarding tables, and pods decide by what they send what those say: with raw packets one can be "behind" its
+//! victim's port at any chosen moment, without a trace in either table. So there the connection itself must stand
+//! among the sockets of the pod's namespace, always.
+//!
+//! Nothing is remembered but which process stood for a link, and that is asked everything again each time.
+
+mod cgroup;
+mod helper;
+mod ladder;
+mod link;
+mod process;
+mod socket;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use self::helper::{Buckets, Found, Job};
+use self::ladder::{Call, Ladder};
+use self::link::Netlink;
+use self::process::Proc;
+use super::evidence::Doubt;
+use super::pods::{PodUid, unmapped};
+
+/// A process stands for its link this long; then all of the namespace's are looked at again, as at first.
+const HINT_LIFE: Duration = Duration::from_secs(60);
+/// Several times the pods of a node. Forgetting all of them costs one walk each.
+const MAX_HINTS: usize = 1024;
+
+/// Why this node does not allow it.
+#[derive(Debug, thiserror::Error)]
+pub enum Missing {
+    /// Our parent is not to be seen, so neither are the pods' processes.
+    #[error("the agent sees only its own processes; its pod needs hostPID: true")]
+    HostPid,
+    /// There, but closed: `hidepid`, or SELinux.
+    #[error(
+        "the agent may not read /proc/{pid}/cgroup ({source}); is /proc mounted with hidepid, or does SELinux forbid it?"
+    )]
+    Proc {
+        /// Our parent.
+        pid: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Or one without answers.
+    #[error("netlink: {0}")]
+    Netlink(#[source] io::Error),
+    /// No `IP_PKTOPTIONS`, or not what we take it for.
+    #[error("the kernel does not tell by which link a connection came in: {0}")]
+    Ingress(#[source] io::Error),
+    /// For the dear steps.
+    #[error("no thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// The ladder, shared by all connections.
+pub struct Kernel {
+    loopback: u32,
+    /// For the cheap steps, on the caller's thread: microseconds, so nobody waits for the lock.
+    ladder: Mutex<Ladder>,
+    helper: SyncSender<Job>,
+    hints: Mutex<HashMap<u32, Hint>>,
+    buckets: Mutex<Buckets>,
+}
+
+#[derive(Clone, Copy)]
+struct Hint {
+    pid: u32,
+    walked: Instant,
+}
+
+impl Kernel {
+    /// Tries the ladder on ourselves. The sockets are in the network namespace of the calling thread; `proc` is
+    /// `/proc`.
+    ///
+    /// # Errors
+    /// What the node does not allow.
+    pub fn start(proc: impl Into<PathBuf>) -> Result<Self, Missing> {
+        let proc = Proc::new(proc);
+        let mut netlink = Netlink::open().map_err(Missing::Netlink)?;
+        check_processes(&proc, &mut netlink)?;
+        let loopback = check_ingress(&mut netlink)?;
+        let ladder = |netlink| Ladder::new(netlink, proc.clone());
+        let helper = helper::start(ladder(Netlink::open().map_err(Missing::Netlink)?));
+        Ok(Self {
+            loopback,
+            ladder: Mutex::new(ladder(netlink)),
+            helper: helper.map_err(Missing::Thread)?,
+            hints: Mutex::default(),
+            buckets: Mutex::default(),
+        })
+    }
+
+    /// The pod that opened `stream`, which was accepted from `peer` at our address `local`.
+    ///
+    /// # Errors
+    /// Any [`Doubt`].
+    pub async fn attest(
+        &self,
+        stream: &tokio::net::TcpStream,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Result<PodUid, Doubt> {
+        let ingress = socket::ingress(stream, local).map_err(Doubt::unreadable)?;
+        if ingress == self.loopback {
+            return Err(Doubt::Host);
+        }
+        let from = SocketAddr::new(unmapped(peer.ip()), peer.port());
+        let way = locked(&self.ladder).way(ingress, from.ip())?;
+        let hint = self.hint(way.link);
+        let mut call = Call { from, to: local };
+        if way.bridged {
+            call.to = socket::destination(stream, local).map_err(Doubt::unreadable)?;
+        } else if let Some(pid) = hint
+            && let Some(uid) = locked(&self.ladder).testimony(pid, &way, call)?
+        {
+            return Ok(uid);
+        }
+        if !locked(&self.buckets).take(way.link, Instant::now()) {
+            return Err(Doubt::Busy);
+        }
+        let (answer, answered) = oneshot::channel();
+        let (link, asked) = (way.link, Instant::now());
+        self.helper.try_send(Job { way, call, hint, answer }).map_err(|_| Doubt::Busy)?;
+        let Found { uid, pid } = answered.await.map_err(|_| Doubt::Busy)??;
+        if hint != Some(pid) {
+            let mut hints = locked(&self.hints);
+            if hints.len() >= MAX_HINTS {
+                hints.clear();
+            }
+            hints.insert(link, Hint { pid, walked: asked });
+        }
+        Ok(uid)
+    }
+
+    fn hint(&self, link: u32) -> Option<u32> {
+        let mut hints = locked(&self.hints);
+        let hint = hints.get(&link)?;
+        if hint.walked.elapsed() < HINT_LIFE {
+            return Some(hint.pid);
+        }
+        hints.remove(&link);
+        None
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it holds this lock")
+}
+
+/// Without hostPID our parent is outside of what we see: we are the first process, or the sandbox's is.
+fn check_processes(proc: &Proc, netlink: &mut Netlink) -> Result<(), Missing> {
+    let parent = nix::unistd::getppid().as_raw().unsigned_abs();
+    if parent == 0 {
+        return Err(Missing::HostPid);
+    }
+    let missing = |source| Missing::Proc { pid: parent, source };
+    let process = proc.process(parent).map_err(missing)?;
+    let owner = process.map(|process| process.owner()).transpose().map_err(missing)?.flatten();
+    owner.ok_or_else(|| missing(io::ErrorKind::NotFound.into()))?;
+    netlink.namespace_of(parent).map_err(Missing::Netlink)?;
+    Ok(())
+}
+
+/// Connects to ourselves, which must be seen to come in by `lo`: its index.
+fn check_ingress(netlink: &mut Netlink) -> Result<u32, Missing> {
+    let loopback = ingress_of((Ipv4Addr::LOCALHOST, 0).into()).map_err(Missing::Ingress)?;
+    let link = netlink.link(loopback).map_err(Missing::Netlink)?.unwrap_or_default();
+    if link.name != "lo" {
+        return Err(Missing::Ingress(io::Error::other(format!("{} instead of lo", link.name))));
+    }
+    // Some nodes have no IPv6; where it works, both families must agree.
+    match ingress_of((Ipv6Addr::LOCALHOST, 0).into()) {
+        Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => Ok(loopback),
+        Err(err) if err.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(loopback),
+        Ok(index) if index == loopback => Ok(loopback),
+        Ok(index) => {
+            Err(Missing::Ingress(io::Error::other(format!("link {index} over IPv6, instead of lo"))))
+        }
+        Err(err) => Err(Missing::Ingress(err)),
+    }
+}
+
+fn ingress_of(at: SocketAddr) -> io::Result<u32> {
+    let listener = TcpListener::bind(at)?;
+    let local = listener.local_addr()?;
+    let _client = TcpStream::connect(local)?;
+    socket::ingress(listener.accept()?.0, local)
+}
