@@ -217,6 +217,23 @@ fn a_dual_stack_client_of_a_bridged_pod_is_known() {
 }
 
 #[test]
+fn a_bridged_pod_that_is_redirected_from_port_80_is_known() {
+    let Some(node) = node("attest_redirect") else { return };
+    let a = node.bridged_pod("a", "10.0.2.7", Some("fd00:2::7"));
+    let _process = Process::of("a", &a);
+    for file in [include_str!("../iptables/00-table.nft"), include_str!("../iptables/20-eks-port.nft")] {
+        let path = format!("/run/{}.nft", node.name());
+        fs::write(&path, file).unwrap();
+        assert!(node.command("nft").args(["-f", &path]).status().unwrap().success());
+    }
+    with_agent(&node, |agent| {
+        agent.set(&[shown("a", &["10.0.2.7", "fd00:2::7"])]);
+        assert_eq!(account(&ask(&a, "10.0.2.7", "169.254.170.23:80")), "a");
+        assert_eq!(account(&ask(&a, "fd00:2::7", "[fd00:ec2::23]:80")), "a");
+    });
+}
+
+#[test]
 fn a_new_pod_needs_no_published_address_and_no_watch() {
     let Some(node) = node("attest_new") else { return };
     let new = node.routed_pod("new", "10.0.1.7", None);
@@ -266,53 +283,81 @@ fn a_spoofer_on_the_bridge_is_itself_and_not_its_victim() {
 }
 
 #[test]
-fn a_spoofer_that_lets_the_tables_point_to_its_victim_gets_nothing() {
+fn a_spoofer_that_gives_the_neighbour_entry_back_in_time_gets_nothing() {
     let Some(node) = node("attest_flap") else { return };
+    spoof_in_turns(&node, |_, _| {}, |node, attacker, _| points_to(node, attacker), points_to);
+}
+
+/// Neither entry's age tells: the neighbour entry never changes, and every frame refreshes the forwarding entry.
+#[test]
+fn a_spoofer_under_its_victims_link_layer_address_gets_nothing() {
+    let Some(node) = node("attest_mac") else { return };
+    let same_mac = |victim: &Namespace, attacker: &Namespace| {
+        attacker.ip(&format!("link set eth0 address {}", mac(victim)));
+    };
+    // Whoever sends a frame has the port.
+    let send = |pod: &Namespace| {
+        pod.ip("neighbour flush dev eth0");
+        let refused = pod.run(async || TcpStream::connect("10.0.2.1:1")).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    };
+    spoof_in_turns(
+        &node,
+        same_mac,
+        |node, attacker, victim| {
+            points_to(node, victim);
+            send(attacker);
+        },
+        |_, victim| send(victim),
+    );
+}
+
+/// The attacker has its victim's address for the handshake, the victim has it while the agent looks, and then the
+/// attacker again, for the answer.
+fn spoof_in_turns(
+    node: &Node,
+    prepare: impl Fn(&Namespace, &Namespace),
+    to_attacker: impl Fn(&Node, &Namespace, &Namespace),
+    to_victim: impl Fn(&Node, &Namespace),
+) {
     let (victim, attacker) = (node.bridged_pod("a", VICTIM, None), node.bridged_pod("b", "10.0.2.8", None));
     let _processes = [Process::of("a", &victim), Process::of("b", &attacker)];
     attacker.ip(&format!("address add {VICTIM}/24 dev eth0"));
-    let to: SocketAddr = V4.parse().unwrap();
-    let connection = std::cell::RefCell::new(None);
-    let before = || {
-        points_to(&node, &attacker);
-        let stream = attacker.run(async || {
-            let socket = http::connect(VICTIM, to).await.into_std().unwrap();
-            socket.set_nonblocking(false).unwrap();
-            socket
-        });
-        connection.replace(Some(stream));
-        // The handshake is done; before the agent looks, everything is as the victim left it.
-        points_to(&node, &victim);
-    };
+    prepare(&victim, &attacker);
     // Silent, or its kernel would end a connection that it does not know.
-    let silent = [
+    for rule in [
         "add table inet t",
         "add chain inet t c { type filter hook output priority 0; }",
         "add rule inet t c tcp flags rst drop",
-    ];
-    for rule in silent {
+    ] {
         assert!(victim.command("nft").arg(rule).status().unwrap().success());
     }
-    with_late_agent(&node, before, |agent| {
+    let to: SocketAddr = V4.parse().unwrap();
+    let connection = std::cell::RefCell::new(None);
+    let before = || {
+        to_attacker(node, &attacker, &victim);
+        let mut stream = attacker.run(async || {
+            let stream = http::connect(VICTIM, to).await.into_std().unwrap();
+            stream.set_nonblocking(false).unwrap();
+            stream
+        });
+        stream.write_all(http::request(to).as_bytes()).unwrap();
+        connection.replace(Some(stream));
+        to_victim(node, &victim);
+    };
+    with_late_agent(node, before, |agent| {
         agent.set(&[shown("a", &[VICTIM]), shown("b", &["10.0.2.8"])]);
         let mut connection: TcpStream = connection.take().unwrap();
-        // Its own frames do not change the neighbour entry, so the agent's evidence is taken under the victim's.
-        connection.write_all(http::request(to).as_bytes()).unwrap();
-        std::thread::scope(|scope| {
-            let answer = scope.spawn(|| {
-                connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-                let mut answer = [0; 4096];
-                let length = connection.read(&mut answer).unwrap();
-                String::from_utf8_lossy(&answer[..length]).into_owned()
-            });
-            // The refusal is sent to the victim first, and again to the attacker once it has the address back.
-            while unacknowledged(&node) == 0 {
-                std::thread::yield_now();
-            }
-            points_to(&node, &attacker);
-            let answer = answer.join().unwrap();
-            assert!(answer.contains("SourceMismatch") && answer.contains("did not open"), "{answer}");
-        });
+        // The answer is sent to the victim first, and again to the attacker once it has the address back.
+        while unacknowledged(node) == 0 {
+            std::thread::yield_now();
+        }
+        to_attacker(node, &attacker, &victim);
+        connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut answer = [0; 4096];
+        let length = connection.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.contains("SourceMismatch") && answer.contains("did not open"), "{answer}");
     });
 }
 
@@ -327,9 +372,12 @@ fn unacknowledged(node: &Node) -> u32 {
 
 /// The node takes the address of [`VICTIM`] to be at `pod`.
 fn points_to(node: &Node, pod: &Namespace) {
+    node.ip(&format!("neighbour replace {VICTIM} lladdr {} dev cni0 nud reachable", mac(pod)));
+}
+
+fn mac(pod: &Namespace) -> String {
     let link = pod.ip("-o link show eth0");
-    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
-    node.ip(&format!("neighbour replace {VICTIM} lladdr {mac} dev cni0 nud reachable"));
+    link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
 }
 
 #[test]

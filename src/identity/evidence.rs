@@ -35,6 +35,7 @@ impl Source {
 
 /// What there is beside the address.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "elsewhere there is nothing"))]
 pub(super) enum Evidence {
     /// Nothing.
     Address,

@@ -71,7 +71,7 @@ impl Ladder {
         }
         if way.bridged
             && !process.has_connection(call.from, call.to, false).map_err(read)?
-            && !self.inner_connection(&uid, call).map_err(read)?
+            && !self.inner_connection(&uid, process.namespace_inode().map_err(read)?, call).map_err(read)?
         {
             return Err(Doubt::NoSuchConnection { address: call.from.ip() });
         }
@@ -123,8 +123,11 @@ impl Ladder {
     /// Docker in a pod translates its containers' addresses to the pod's, and keeps the port unless the pod has it
     /// in use already; their sockets are in namespaces of their own, whose processes are under the pod's cgroup.
     /// Where it had to change the port, the caller is refused and its next connection is not.
-    fn inner_connection(&mut self, uid: &PodUid, call: Call) -> io::Result<bool> {
-        let mut seen = HashSet::new();
+    ///
+    /// A spoofer gains nothing by it: while the container has that port, the spoofer's connection would be the
+    /// container's own to us, and not a new one.
+    fn inner_connection(&self, uid: &PodUid, outer: Option<u64>, call: Call) -> io::Result<bool> {
+        let mut seen: HashSet<u64> = outer.into_iter().collect();
         for pid in self.proc.pids()? {
             let Ok(Some(process)) = self.proc.process(pid) else { continue };
             if !matches!(process.owner(), Ok(Some(Owner::Pod(owner))) if owner == *uid) {
