@@ -403,6 +403,23 @@ fn a_namespace_without_a_pods_process_is_refused() {
 }
 
 #[test]
+fn a_link_that_asks_for_too_many_walks_waits_and_its_neighbour_does_not() {
+    let Some(node) = node("attest_flood") else { return };
+    let nobody = node.routed_pod("nobody", "10.0.1.7", None);
+    let a = node.routed_pod("a", "10.0.1.8", None);
+    let _process = Process::of("a", &a);
+    with_agent(&node, |agent| {
+        agent.set(&[shown("a", &["10.0.1.8"])]);
+        let busy = (0..1000).find_map(|_| {
+            let answer = ask(&nobody, "10.0.1.7", V4);
+            (answer.status != 403).then_some(answer)
+        });
+        refused(&busy.expect("an end to its patience"), 503, "Overloaded");
+        assert_eq!(account(&ask(&a, "10.0.1.8", V4)), "a");
+    });
+}
+
+#[test]
 fn processes_of_two_pods_in_one_namespace_are_refused() {
     let Some(node) = node("attest_two") else { return };
     let a = node.routed_pod("a", "10.0.1.7", None);
