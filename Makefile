@@ -28,7 +28,7 @@ e2e: ## a real cluster: kubelet, containerd, CNI, the images, daemonset/
 
 check: ## formatting, lints, docs (warnings denied), licences and bans
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features bench -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items
 	$(MAKE) --no-print-directory deny
 

@@ -14,6 +14,16 @@ pub fn trim_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn trim_memory() {}
 
+/// As many descriptors as the node allows: the usual soft limit of 1024 is a quarter of our connections.
+///
+/// # Errors
+/// The kernel's.
+pub fn raise_descriptors() -> std::io::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
 /// No core dump, no ptrace by our own user, no new privileges: a thief of this process must come from root.
 ///
 /// # Errors

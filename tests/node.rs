@@ -12,7 +12,6 @@ mod apiserver;
 #[path = "support/http.rs"]
 mod http;
 #[path = "support/net.rs"]
-#[allow(dead_code)]
 mod net;
 #[path = "support/netns.rs"]
 mod netns;

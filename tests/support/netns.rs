@@ -188,6 +188,9 @@ impl Drop for Namespace {
                 );
             }
         }
+        // The kernel takes its links, and the routes over them, some time after a namespace; the next test may not wait.
+        let _ =
+            Command::new("ip").args(["-n", &self.name, "link", "del", "eth0"]).stderr(Stdio::null()).status();
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
 }
