@@ -90,7 +90,7 @@ impl Doubt {
         Self::Unreadable(err.to_string())
     }
 
-    /// The fixed word of DESIGN.md's table.
+    /// The fixed word of the README's table.
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Host | Self::NotAPod { .. } | Self::NoPod | Self::StaticPod | Self::Unreadable(_) => {

@@ -18,7 +18,7 @@ use crate::http;
 use crate::netns::{NODE_IP, NODE_IP_V6};
 use crate::world::{Shape, V4, arn, on_the_node};
 
-/// DESIGN.md: a changed annotation counts within this.
+/// A changed annotation counts within this.
 const ANNOTATION: Duration = Duration::from_secs(10);
 
 #[test]

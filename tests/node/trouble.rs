@@ -12,7 +12,7 @@ use crate::agent::{SOON, ask};
 use crate::proxy::Proxy;
 use crate::world::{Shape, arn, on_the_node};
 
-/// DESIGN.md: after recovery the next request is good within this.
+/// After recovery the next request is good within this.
 const RECOVERY: Duration = Duration::from_secs(5);
 
 #[test]
