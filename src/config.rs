@@ -335,7 +335,7 @@ mod tests {
         let config = Config::from_args(args(), |_| None).unwrap();
         assert_eq!(config.listen.len(), 3);
         assert_eq!(config.listen[0].port(), PORT);
-        assert_eq!(config.plan.session_duration, Duration::from_secs(3600));
+        assert_eq!(config.plan, Defaults::of_node("n"), "`rolecall dev` plans as the agent does");
     }
 
     #[test]

@@ -23,8 +23,6 @@ use crate::emulator::{self, Emulator, Issuer};
 use crate::identity::evidence::Source;
 use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
 use crate::metrics::Metrics;
-use crate::policy::Policy;
-use crate::role::session_name::Template;
 use crate::role::{Defaults, RoleArn, RolePlan};
 use crate::server::ecs;
 use crate::sts::{self, Sts, StsClient};
@@ -130,7 +128,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let doors = Narrated { show_secrets };
     let cluster = Arc::new(OnePod { pod: pod.clone(), issuer, narrated: doors });
     let sts = Arc::new(NarratedSts { sts, narrated: doors });
-    let app = App::new(Source::Address, defaults(), cluster, sts, metrics, lines);
+    let app = App::new(Source::Address, Defaults::of_node("dev"), cluster, sts, metrics, lines);
     let annotations = [("rolecall.dev/role-arn".to_owned(), role.to_string())].into();
     app.accounts.apply(&pod.service_account, POD_UID, &annotations);
     app.pods.reset(vec![pod]);
@@ -215,17 +213,6 @@ fn pod(address: SocketAddr) -> Pod {
         finished: false,
         terminating: false,
         asks: true,
-    }
-}
-
-fn defaults() -> Defaults {
-    Defaults {
-        audience: AUDIENCE.into(),
-        allowed_audiences: vec![AUDIENCE.into()],
-        session_duration: Duration::from_secs(3600),
-        session_name: Template::parse("{namespace}.{service-account}", "dev", "")
-            .expect("the template is a constant"),
-        policy: Policy::default(),
     }
 }
 

@@ -10,13 +10,10 @@ use futures_util::future::BoxFuture;
 
 use crate::app::App;
 use crate::cluster::{self, Cluster};
-use crate::config::AUDIENCE;
 use crate::credentials::Credentials;
 use crate::identity::evidence::Source;
 use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
 use crate::metrics::Metrics;
-use crate::policy::Policy;
-use crate::role::session_name::Template;
 use crate::role::{Defaults, RolePlan};
 use crate::sts::{self, Sts};
 use crate::telemetry::Lines;
@@ -194,17 +191,6 @@ pub fn denied() -> sts::Error {
     sts::Error::Denied { role: ROLE.into(), code: "AccessDenied".into(), fix: "Change the trust policy" }
 }
 
-/// What the agent's flags give when none is set.
-pub fn defaults() -> Defaults {
-    Defaults {
-        audience: AUDIENCE.into(),
-        allowed_audiences: vec![AUDIENCE.into()],
-        session_duration: Duration::from_secs(3600),
-        session_name: Template::parse("{namespace}.{service-account}", "node-1", "").expect("a constant"),
-        policy: Policy::default(),
-    }
-}
-
 /// ServiceAccount `name` of namespace `shop`.
 pub fn account(name: &str) -> ServiceAccountName {
     ServiceAccountName { namespace: "shop".into(), name: name.into() }
@@ -250,8 +236,14 @@ impl World {
         let (cluster, sts) = (Arc::new(FakeCluster::default()), Arc::new(FakeSts::default()));
         let metrics = Arc::new(Metrics::new());
         let lines = Lines::start(out, metrics.dropped_lines.clone()).expect("a thread can be started");
-        let app =
-            App::new(source, defaults(), Arc::clone(&cluster) as _, Arc::clone(&sts) as _, metrics, lines);
+        let app = App::new(
+            source,
+            Defaults::of_node("node-1"),
+            Arc::clone(&cluster) as _,
+            Arc::clone(&sts) as _,
+            metrics,
+            lines,
+        );
         app.pods.reset(Vec::new());
         Self { cluster, sts, app }
     }

@@ -16,6 +16,7 @@ use ring::digest;
 
 pub use self::arn::RoleArn;
 use self::session_name::{SessionName, Template};
+use crate::config::AUDIENCE;
 use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
 use crate::policy::Policy;
 
@@ -140,7 +141,7 @@ pub struct RolePlan {
 }
 
 /// What the agent's own configuration adds to every plan.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Defaults {
     /// `--audience`
     pub audience: Arc<str>,
@@ -152,6 +153,20 @@ pub struct Defaults {
     pub session_name: Template,
     /// `--allow-role`
     pub policy: Policy,
+}
+
+impl Defaults {
+    /// What the agent's flags give when none is set.
+    pub fn of_node(node: &str) -> Self {
+        Self {
+            audience: AUDIENCE.into(),
+            allowed_audiences: vec![AUDIENCE.to_owned()],
+            session_duration: Duration::from_secs(3600),
+            session_name: Template::parse("{namespace}.{service-account}", node, "")
+                .expect("the template is a constant"),
+            policy: Policy::default(),
+        }
+    }
 }
 
 impl RolePlan {

@@ -8,19 +8,9 @@ fn account() -> ServiceAccountName {
     ServiceAccountName { namespace: "shop".into(), name: "web".into() }
 }
 
-fn defaults() -> Defaults {
-    Defaults {
-        audience: "sts.amazonaws.com".into(),
-        allowed_audiences: vec!["sts.amazonaws.com".into()],
-        session_duration: Duration::from_secs(3600),
-        session_name: Template::parse("{namespace}.{service-account}", "node-1", "").unwrap(),
-        policy: Policy::default(),
-    }
-}
-
 fn plan(annotations: &[(&str, &str)]) -> Result<RolePlan, Error> {
     let annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    RolePlan::from_annotations(&account(), "uid-1", &annotations, &defaults())
+    RolePlan::from_annotations(&account(), "uid-1", &annotations, &Defaults::of_node("node-1"))
 }
 
 fn code(annotations: &[(&str, &str)]) -> &'static str {
@@ -137,7 +127,8 @@ fn every_setting_that_sts_sees_makes_another_key() {
         assert_ne!(plan(&[(ROLE_ARN, ROLE), (name, value)]).unwrap().key(), base, "{name}");
     }
     let annotations = BTreeMap::from([(ROLE_ARN.to_owned(), ROLE.to_owned())]);
-    let reborn = RolePlan::from_annotations(&account(), "uid-2", &annotations, &defaults()).unwrap();
+    let reborn =
+        RolePlan::from_annotations(&account(), "uid-2", &annotations, &Defaults::of_node("node-1")).unwrap();
     assert_ne!(reborn.key(), base, "a ServiceAccount made again under its old name");
     assert_eq!(plan(&[(ROLE_ARN, ROLE), (NOT_BEFORE, "2026-11-22T05:00:00Z")]).unwrap().key(), base);
 }
@@ -196,8 +187,10 @@ fn another_role_or_audience_is_another_key() {
     let annotations = |role: &str, audience: &str| {
         [(ROLE_ARN, role), (EKS_AUDIENCE, audience)].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
     };
-    let defaults =
-        Defaults { allowed_audiences: vec!["sts.amazonaws.com".into(), "minio".into()], ..defaults() };
+    let defaults = Defaults {
+        allowed_audiences: vec!["sts.amazonaws.com".into(), "minio".into()],
+        ..Defaults::of_node("node-1")
+    };
     let key = |role: &str, audience: &str| {
         RolePlan::from_annotations(&account(), "uid-1", &annotations(role, audience), &defaults)
             .unwrap()
@@ -211,7 +204,7 @@ fn another_role_or_audience_is_another_key() {
 #[test]
 fn a_role_that_the_operator_does_not_allow_is_refused() {
     let policy = Policy::parse(&["shop=arn:aws:iam::123456789012:role/shop-*".into()]).unwrap();
-    let defaults = Defaults { policy, ..defaults() };
+    let defaults = Defaults { policy, ..Defaults::of_node("node-1") };
     let of = |role: &str| {
         let annotations = BTreeMap::from([(ROLE_ARN.to_owned(), role.to_owned())]);
         RolePlan::from_annotations(&account(), "uid-1", &annotations, &defaults)
