@@ -5,7 +5,7 @@ pub mod reply;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,8 +19,7 @@ use tokio::time::timeout;
 
 use self::ecs::Endpoint;
 use crate::identity;
-use crate::identity::evidence::Source;
-use crate::identity::pods::unmapped;
+use crate::identity::evidence::{Origin, Source};
 use crate::shutdown::Drain;
 
 /// Half a request may hang this long, and a kept connection may idle this long.
@@ -30,9 +29,9 @@ const STALL: Duration = Duration::from_secs(5);
 /// hyper reads no more than this ahead; its default lets one connection grow to 400 KiB.
 const BUFFER: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
-/// Open connections in all, and from one address: a pod that opens thousands fills its own share only.
+/// Open connections in all, and of one origin: a pod that opens thousands fills its own share only.
 const CONNECTIONS: usize = 4096;
-const CONNECTIONS_PER_ADDRESS: usize = 128;
+const CONNECTIONS_PER_ORIGIN: usize = 128;
 const BACKLOG: i32 = 1024;
 
 /// Binds `address` exactly: before it exists (FREEBIND), where IPv6 is switched off, and never more than it.
@@ -59,43 +58,43 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Connections in all and by address.
+/// Connections in all and by origin.
 pub struct Limits {
     all: Arc<Semaphore>,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
+    by_origin: Mutex<HashMap<Origin, usize>>,
 }
 
 impl Limits {
     /// The limits of one agent, shared by its listeners.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { all: Arc::new(Semaphore::new(CONNECTIONS)), by_address: Mutex::new(HashMap::new()) })
+        Arc::new(Self { all: Arc::new(Semaphore::new(CONNECTIONS)), by_origin: Mutex::new(HashMap::new()) })
     }
 
-    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admission> {
+    fn admit(self: &Arc<Self>, origin: Origin) -> Option<Admission> {
         let permit = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        let mut by_address = self.by_address.lock().expect("nothing panics while it holds this lock");
-        let count = by_address.entry(address).or_default();
-        if *count >= CONNECTIONS_PER_ADDRESS {
+        let mut by_origin = self.by_origin.lock().expect("nothing panics while it holds this lock");
+        let count = by_origin.entry(origin).or_default();
+        if *count >= CONNECTIONS_PER_ORIGIN {
             return None;
         }
         *count += 1;
-        Some(Admission { limits: Arc::clone(self), address, _permit: permit })
+        Some(Admission { limits: Arc::clone(self), origin, _permit: permit })
     }
 }
 
 struct Admission {
     limits: Arc<Limits>,
-    address: IpAddr,
+    origin: Origin,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let mut by_address = self.limits.by_address.lock().expect("nothing panics while it holds this lock");
-        if let Some(count) = by_address.get_mut(&self.address) {
+        let mut by_origin = self.limits.by_origin.lock().expect("nothing panics while it holds this lock");
+        if let Some(count) = by_origin.get_mut(&self.origin) {
             *count -= 1;
             if *count == 0 {
-                by_address.remove(&self.address);
+                by_origin.remove(&self.origin);
             }
         }
     }
@@ -123,13 +122,14 @@ pub async fn serve(
                 continue;
             }
         };
-        // Over the limit the connection is closed: a reset is all that a flood deserves, and costs least.
-        let Some(admission) = limits.admit(unmapped(peer.ip())) else { continue };
         let Ok(local) = stream.local_addr() else { continue };
-        let (source, endpoint, drain) = (source.clone(), Arc::clone(&endpoint), drain.clone());
+        let arrival = source.arrived(&stream, peer, local);
+        // Over the limit the connection is closed: a reset is all that a flood deserves, and costs least.
+        let Some(admission) = limits.admit(arrival.origin()) else { continue };
+        let (endpoint, drain) = (Arc::clone(&endpoint), drain.clone());
         tokio::spawn(async move {
             // Before a byte is parsed: who it is does not hang on what it says.
-            let caller = source.caller(&stream, peer, local).await;
+            let caller = arrival.caller().await;
             connection(stream, caller, endpoint, admission, drain).await;
         });
     }
@@ -171,21 +171,20 @@ mod tests {
     #[test]
     fn who_closes_connections_may_open_others_and_leaves_nothing_behind() {
         let limits = Limits::new();
-        let (pod, other) = (IpAddr::from([10, 0, 0, 7]), IpAddr::from([10, 0, 0, 8]));
+        let (pod, other) = (Origin::Link(7), Origin::Link(8));
         for _ in 0..3 {
-            let open: Vec<_> = (0..CONNECTIONS_PER_ADDRESS).map(|_| limits.admit(pod)).collect();
+            let open: Vec<_> = (0..CONNECTIONS_PER_ORIGIN).map(|_| limits.admit(pod)).collect();
             assert!(open.iter().all(Option::is_some));
             assert!(limits.admit(pod).is_none() && limits.admit(other).is_some());
         }
-        assert!(limits.by_address.lock().unwrap().is_empty());
+        assert!(limits.by_origin.lock().unwrap().is_empty());
         assert_eq!(limits.all.available_permits(), CONNECTIONS);
     }
 
     #[test]
-    fn all_addresses_together_are_bounded() {
+    fn all_origins_together_are_bounded() {
         let limits = Limits::new();
-        let open: Vec<_> =
-            (0..=CONNECTIONS as u32).map(|n| limits.admit(IpAddr::from(n.to_be_bytes()))).collect();
+        let open: Vec<_> = (0..=CONNECTIONS as u32).map(|n| limits.admit(Origin::Link(n))).collect();
         assert_eq!(open.iter().flatten().count(), CONNECTIONS);
     }
 }

@@ -21,15 +21,55 @@ pub enum Source {
 }
 
 impl Source {
-    /// Takes the evidence of a connection that was just accepted from `peer` at our address `local`.
-    pub async fn caller(&self, stream: &TcpStream, peer: SocketAddr, local: SocketAddr) -> Caller {
+    /// Takes the first, cheap evidence of a connection that was just accepted from `peer` at our address `local`.
+    pub fn arrived(&self, stream: &TcpStream, peer: SocketAddr, local: SocketAddr) -> Arrival {
         let caller = Caller::new(peer, local);
         #[cfg(target_os = "linux")]
         if let Self::Kernel(kernel) = self {
-            return caller.with_evidence(kernel.attest(stream, peer, local).await);
+            let arrival = kernel.arrived(stream, peer, local);
+            let origin = arrival.link().map_or(caller.origin, Origin::Link);
+            let ladder = Some((std::sync::Arc::clone(kernel), arrival));
+            return Arrival { caller: Caller { origin, ..caller }, ladder };
         }
         let _ = stream; // Its address is all there is.
-        caller
+        Arrival {
+            caller,
+            #[cfg(target_os = "linux")]
+            ladder: None,
+        }
+    }
+}
+
+/// What a connection is charged to, also if it is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// The index of the node's end of the caller's cable, which no pod can choose; or that of `lo`, which all of the
+    /// host share.
+    Link(u32),
+    /// The source address, where that is all there is.
+    Address(IpAddr),
+}
+
+/// A connection whose caller is not known yet: what it costs to find out is charged to its origin.
+pub struct Arrival {
+    caller: Caller,
+    #[cfg(target_os = "linux")]
+    ladder: Option<(std::sync::Arc<super::kernel::Kernel>, super::kernel::Arrival)>,
+}
+
+impl Arrival {
+    /// Who is charged.
+    pub fn origin(&self) -> Origin {
+        self.caller.origin
+    }
+
+    /// Takes the rest of the evidence.
+    pub async fn caller(self) -> Caller {
+        #[cfg(target_os = "linux")]
+        if let Some((kernel, arrival)) = self.ladder {
+            return self.caller.with_evidence(kernel.attest(arrival).await);
+        }
+        self.caller
     }
 }
 
@@ -108,6 +148,7 @@ impl Doubt {
 pub struct Caller {
     peer: SocketAddr,
     local: IpAddr,
+    origin: Origin,
     accepted: Instant,
     evidence: Evidence,
     pod: OnceLock<PodUid>,
@@ -120,6 +161,7 @@ impl Caller {
         Self {
             peer,
             local: unmapped(local.ip()),
+            origin: Origin::Address(peer.ip()),
             accepted: Instant::now(),
             evidence: Evidence::Address,
             pod: OnceLock::new(),
@@ -134,6 +176,11 @@ impl Caller {
     /// Source address and port, for the log.
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// What the connection is charged to.
+    pub fn origin(&self) -> Origin {
+        self.origin
     }
 
     /// When the connection was accepted: evidence must be younger.

@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::helper::{Buckets, Found, Job};
-use self::ladder::{Call, Ladder};
+use self::ladder::{Call, Ladder, Way};
 use self::link::Netlink;
 use self::process::Proc;
 use super::evidence::Doubt;
@@ -66,6 +66,20 @@ pub enum Missing {
     /// For the dear steps.
     #[error("no thread: {0}")]
     Thread(#[source] io::Error),
+}
+
+/// How a connection came in.
+pub struct Arrival {
+    link: Option<u32>,
+    way: Result<(Way, Call), Doubt>,
+}
+
+impl Arrival {
+    /// Our end of the caller's cable: the link that it came in by, or the port where that is a bridge. Only for `lo` and
+    /// for a bridge's unknown addresses do several callers share one. None where the kernel did not say.
+    pub fn link(&self) -> Option<u32> {
+        self.link
+    }
 }
 
 /// The ladder, shared by all connections.
@@ -106,27 +120,37 @@ impl Kernel {
         })
     }
 
-    /// The pod that opened `stream`, which was accepted from `peer` at our address `local`.
+    /// The first steps, which cost microseconds: by which link `stream` came in, accepted from `peer` at our address
+    /// `local`. Where they fail, that is part of what they show: who is refused is charged, too.
+    pub fn arrived(&self, stream: &tokio::net::TcpStream, peer: SocketAddr, local: SocketAddr) -> Arrival {
+        let ingress = match socket::ingress(stream, local) {
+            Ok(ingress) => ingress,
+            Err(err) => return Arrival { link: None, way: Err(Doubt::unreadable(err)) },
+        };
+        if ingress == self.loopback {
+            return Arrival { link: Some(ingress), way: Err(Doubt::Host) };
+        }
+        let from = SocketAddr::new(unmapped(peer.ip()), peer.port());
+        let way = locked(&self.ladder).way(ingress, from.ip()).and_then(|way| {
+            let mut call = Call { from, to: local };
+            if way.bridged {
+                call.to = socket::destination(stream, local).map_err(Doubt::unreadable)?;
+            }
+            Ok((way, call))
+        });
+        // A bridge's own index is for those whose port is not known.
+        Arrival { link: Some(way.as_ref().map_or(ingress, |(way, _)| way.link)), way }
+    }
+
+    /// The pod that opened the connection.
     ///
     /// # Errors
     /// Any [`Doubt`].
-    pub async fn attest(
-        &self,
-        stream: &tokio::net::TcpStream,
-        peer: SocketAddr,
-        local: SocketAddr,
-    ) -> Result<PodUid, Doubt> {
-        let ingress = socket::ingress(stream, local).map_err(Doubt::unreadable)?;
-        if ingress == self.loopback {
-            return Err(Doubt::Host);
-        }
-        let from = SocketAddr::new(unmapped(peer.ip()), peer.port());
-        let way = locked(&self.ladder).way(ingress, from.ip())?;
+    pub async fn attest(&self, arrival: Arrival) -> Result<PodUid, Doubt> {
+        let (way, call) = arrival.way?;
         let hint = self.hint(way.link);
-        let mut call = Call { from, to: local };
-        if way.bridged {
-            call.to = socket::destination(stream, local).map_err(Doubt::unreadable)?;
-        } else if let Some(pid) = hint
+        if !way.bridged
+            && let Some(pid) = hint
             && let Some(uid) = locked(&self.ladder).testimony(pid, &way, call)?
         {
             return Ok(uid);
