@@ -103,7 +103,6 @@ impl App {
 /// # Errors
 /// What made the start fail; passing trouble of the API server does not: the agent waits for it, not ready.
 pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> Result<()> {
-    sys::harden().context("the process cannot be hardened")?;
     sys::raise_descriptors().context("the limit on descriptors cannot be raised")?;
     tracing::info!(config = %config, version = env!("CARGO_PKG_VERSION"), "starting");
     let source = evidence(config.identity)?;

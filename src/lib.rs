@@ -19,7 +19,7 @@
 //! | [`server::reply`] | a refusal | status, code, body |
 //!
 //! Around it: [`app`] builds every part; [`config`] has every flag; [`warm`] keeps the plans in step with the pods; [`admin`],
-//! [`metrics`] and [`telemetry`] are for the operator; [`shutdown`] drains; [`time`] and [`sys`] are the clock and the only
+//! [`metrics`] and [`telemetry`] are for the operator; [`shutdown`] drains; [`harden`] gives up what the process does not need; [`time`] and [`sys`] are the clock and the only
 //! `unsafe`. Beside it: [`dev`] runs the same path on loopback, [`emulator`] is the STS that it talks to, `net` gives a node its
 //! addresses, and `fakes` are the two doors in memory (feature `testing`).
 //!
@@ -35,7 +35,7 @@
 //!    [`cache::Served`] has the bytes.
 //! 5. The kube API and STS can be away; a pod that had credentials keeps them until they run out: [`exchange`] shows the last token
 //!    again, [`cache`] backs off.
-//! 6. Secrets are in no log, metric, panic, core dump or error: [`credentials`] and [`token`] redact, [`sys::harden`] forbids
+//! 6. Secrets are in no log, metric, panic, core dump or error: [`credentials`] and [`token`] redact, [`harden`] forbids
 //!    dumps, [`server::reply`] keeps upstream texts away from pods.
 //! 7. Failing closed: a caller gets an error from us, never another role: [`server::reply`] has every one of them.
 //! 8. What is not understood is refused: [`role`] takes no unknown annotation, [`config`] no flag that nobody reads.
@@ -54,6 +54,7 @@ pub mod emulator;
 pub mod exchange;
 #[cfg(feature = "testing")]
 pub mod fakes;
+pub mod harden;
 pub mod identity;
 pub mod metrics;
 #[cfg(target_os = "linux")]

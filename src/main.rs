@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use rolecall::config::{self, Config};
+use rolecall::harden::{self, FileSystem};
 use rolecall::metrics::Metrics;
 use rolecall::telemetry::{self, Lines};
 use rolecall::{admin, app, dev, emulator};
@@ -83,12 +84,23 @@ fn agent(args: config::Args) -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    // Before the first thread, which would not be bound by it.
+    let file_system = match harden::process().and_then(|()| harden::files(&config)) {
+        Ok(file_system) => file_system,
+        Err(err) => return failed(&err.into()),
+    };
     let metrics = Arc::new(Metrics::new());
     let lines = match Lines::start(std::io::stdout(), metrics.dropped_lines.clone()) {
         Ok(lines) => lines,
         Err(err) => return failed(&err.into()),
     };
     telemetry::install(&lines);
+    match file_system {
+        FileSystem::Closed | FileSystem::PartlyClosed => {
+            tracing::info!(file_system = %file_system, "hardened")
+        }
+        FileSystem::Open => tracing::warn!(file_system = %file_system, "hardened, but for the file system"),
+    }
     let ended = block_on(app::agent(config, metrics, Arc::clone(&lines)));
     if let Err(err) = &ended {
         tracing::error!(error = format!("{err:#}"), "failed");

@@ -24,28 +24,6 @@ pub fn raise_descriptors() -> std::io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
-/// No core dump, no ptrace by our own user, no new privileges: a thief of this process must come from root.
-///
-/// # Errors
-/// The kernel's, for the first of them that it refuses.
-#[cfg(target_os = "linux")]
-pub fn harden() -> std::io::Result<()> {
-    use nix::sys::{prctl, resource};
-    resource::setrlimit(resource::Resource::RLIMIT_CORE, 0, 0)?;
-    prctl::set_dumpable(false)?;
-    prctl::set_no_new_privs()?;
-    Ok(())
-}
-
-/// Elsewhere the agent only builds; it runs on Linux nodes.
-///
-/// # Errors
-/// Never.
-#[cfg(not(target_os = "linux"))]
-pub fn harden() -> std::io::Result<()> {
-    Ok(())
-}
-
 /// What the kernel keeps of the packets that opened a TCP connection, as control messages (`IP_PKTOPTIONS` and its
 /// IPv6 form): how many bytes of `into` it filled.
 ///

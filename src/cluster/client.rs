@@ -24,6 +24,8 @@ use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigErro
 use tokio::net::TcpStream;
 use tower::{BoxError, Service, ServiceBuilder};
 
+use crate::config::Kube;
+
 /// TCP and TLS together; the API server is near, and every waiter has a deadline of its own.
 const CONNECT: Duration = Duration::from_secs(5);
 /// A dead connection is dropped after at most PING + PONG = 20 s, so that watches are back within 30 s.
@@ -34,6 +36,9 @@ const PONG: Duration = Duration::from_secs(10);
 /// before that.
 /// <https://github.com/kubernetes/kubernetes/blob/v1.36.0/staging/src/k8s.io/apiserver/pkg/server/secure_serving.go>
 const STREAMS: usize = 90;
+
+/// In a pod: beside it lie the CA and the namespace.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +74,23 @@ pub async fn config(kubeconfig: Option<&Path>) -> Result<kube::Config, Error> {
     let unusable = |source| Error::Kubeconfig { path: path.to_owned(), source };
     let file = Kubeconfig::read_from(path).map_err(unusable)?;
     kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(unusable)
+}
+
+/// The files that [`config`] and the client read, now and after each renewal: the kubeconfig and those that it names, or the pod's own.
+#[must_use]
+pub fn files(kube: &Kube) -> Vec<PathBuf> {
+    let Kube::Kubeconfig(path) = kube else { return vec![SERVICE_ACCOUNT.into()] };
+    let mut files = vec![path.clone()];
+    // What is wrong with it is said when it is used.
+    if let Ok(file) = Kubeconfig::read_from(path) {
+        let clusters = file.clusters.into_iter().filter_map(|named| named.cluster);
+        files.extend(clusters.filter_map(|cluster| cluster.certificate_authority).map(PathBuf::from));
+        for user in file.auth_infos.into_iter().filter_map(|named| named.auth_info) {
+            let named = [user.client_certificate, user.client_key, user.token_file];
+            files.extend(named.into_iter().flatten().map(PathBuf::from));
+        }
+    }
+    files
 }
 
 /// A client over the connection. It dials when first used, and again whenever the connection is lost; it never

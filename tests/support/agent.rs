@@ -38,9 +38,19 @@ pub struct Agent {
 impl Agent {
     /// Starts the shipped binary on `node`; what it says goes to a file.
     pub fn start(node: &Node, name: &str, kubeconfig: &Path, args: &[&str]) -> Self {
-        let (socket, output) = (format!("/run/{name}.sock").into(), format!("/run/{name}.log").into());
+        Self::start_by(node.command(ROLECALL), name, &format!("/run/{name}.sock"), kubeconfig, args)
+    }
+
+    /// The same by a command of the caller's, to which the agent's arguments are added.
+    pub fn start_by(
+        mut command: Command,
+        name: &str,
+        socket: &str,
+        kubeconfig: &Path,
+        args: &[&str],
+    ) -> Self {
+        let (socket, output) = (socket.into(), format!("/run/{name}.log").into());
         let file = File::create::<&PathBuf>(&output).unwrap();
-        let mut command = node.command(ROLECALL);
         for (name, _) in
             std::env::vars().filter(|(name, _)| name.starts_with("ROLECALL_") || name.starts_with("AWS_"))
         {
@@ -106,6 +116,11 @@ impl Agent {
     /// `rolecall probe WHAT`
     pub fn probe(&self, what: &str) -> Output {
         Command::new(ROLECALL).args(["probe", what, "--local-socket"]).arg(&self.socket).output().unwrap()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, signal: Signal) {

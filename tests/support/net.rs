@@ -40,8 +40,13 @@ pub fn net(node: &Node, act: &str, args: &[&str]) -> Output {
 }
 
 pub fn install(node: &Node, args: &[&str]) -> String {
-    let run_dir = run_dir(node);
-    let args: Vec<&str> = ["--run-dir", &run_dir, "--run-uid", "0"].iter().chain(args).copied().collect();
+    install_for(node, 0, args)
+}
+
+/// For an agent of that user.
+pub fn install_for(node: &Node, user: u32, args: &[&str]) -> String {
+    let (run_dir, user) = (run_dir(node), user.to_string());
+    let args: Vec<&str> = ["--run-dir", &run_dir, "--run-uid", &user].iter().chain(args).copied().collect();
     done(&net(node, "install", &args))
 }
 

@@ -21,7 +21,7 @@
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::{io, thread};
@@ -44,6 +44,10 @@ const BRIDGE_GATEWAY_V6: &str = "fd00:2::1";
 /// The node's own addresses, on its `eth0`.
 pub const NODE_IP: &str = "10.0.0.1";
 pub const NODE_IP_V6: &str = "fd00:ffff::1";
+
+/// The user that the agent runs as on a node, and one that is neither it nor root.
+pub const AGENT_USER: u32 = 9902;
+pub const OTHER_USER: u32 = 1234;
 
 /// The neighbour's, in [`Node::outside`].
 pub const OUTSIDE_IP: &str = "10.0.9.2";
@@ -72,14 +76,18 @@ fn enter_namespaces() -> Result<(), String> {
         found.map_err(|err| format!("the program {program}: {err}"))?;
     }
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let outside = uid.is_root().then(mapper).transpose().map_err(|err| format!("sh: {err}"))?;
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|err| format!("unshare(CLONE_NEWUSER): {err}"))?;
-    // Without `deny`, an unprivileged process may not write gid_map.
-    for (file, line) in [
-        ("setgroups", "deny".to_owned()),
-        ("uid_map", format!("0 {uid} 1")),
-        ("gid_map", format!("0 {gid} 1")),
-    ] {
-        fs::write(format!("/proc/self/{file}"), line).map_err(|err| format!("/proc/self/{file}: {err}"))?;
+    if !outside.is_some_and(map_users) {
+        // Without `deny`, an unprivileged process may not write gid_map.
+        for (file, line) in [
+            ("setgroups", "deny".to_owned()),
+            ("uid_map", format!("0 {uid} 1")),
+            ("gid_map", format!("0 {gid} 1")),
+        ] {
+            fs::write(format!("/proc/self/{file}"), line)
+                .map_err(|err| format!("/proc/self/{file}: {err}"))?;
+        }
     }
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).map_err(|err| format!("unshare: {err}"))?;
     let none = None::<&str>;
@@ -93,9 +101,34 @@ fn enter_namespaces() -> Result<(), String> {
     Ok(())
 }
 
+/// Root can have other users beside itself in its namespace; only a process outside of that may say so. This one waits to be told.
+fn mapper() -> io::Result<Child> {
+    let map = format!("0 0 1\n{AGENT_USER} {AGENT_USER} 1\n{OTHER_USER} {OTHER_USER} 1");
+    let script =
+        r#"read -r go && printf '%s\n' "$0" >/proc/$PPID/uid_map && printf '%s\n' "$0" >/proc/$PPID/gid_map"#;
+    Command::new("sh").args(["-c", script, &map]).stdin(Stdio::piped()).stderr(Stdio::null()).spawn()
+}
+
+fn map_users(mut mapper: Child) -> bool {
+    use io::Write;
+    let told = mapper.stdin.take().is_some_and(|mut stdin| stdin.write_all(b"go\n").is_ok());
+    told && mapper.wait().is_ok_and(|status| status.success())
+}
+
+/// Whether [`AGENT_USER`] and [`OTHER_USER`] exist here.
+pub fn has_users() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.lines().count() > 1)
+}
+
 /// Moves this thread, for good, into the network namespace at `path`.
 pub fn enter_thread(path: &str) {
     setns(File::open(path).expect("namespace"), CloneFlags::CLONE_NEWNET).expect("setns");
+}
+
+/// Says that a test cannot run here, where `tests/run` finds it; under `CI` that is a failure, since a skip nobody sees proves nothing.
+pub fn skipped(test: &str, why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{test} must run under CI: {why}");
+    say(&format!("netns: SKIPPED {test}: {why}"));
 }
 
 fn say(line: &str) {
@@ -225,8 +258,7 @@ impl Node {
     /// `CI` that is a failure, since a skip nobody sees proves nothing.
     pub fn new(test: &str) -> Option<Self> {
         if let Err(why) = ENTERED.get().expect("the ctor has run") {
-            assert!(std::env::var_os("CI").is_none(), "network namespaces are needed under CI: {why}");
-            say(&format!("netns: SKIPPED {test}: {why}"));
+            skipped(test, &format!("no network namespaces: {why}"));
             return None;
         }
         let namespace = Namespace::new(format!("{test}-node"));

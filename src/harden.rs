@@ -1,0 +1,183 @@
+//! What the agent's process gives up before its first thread: core dumps, ptrace, new privileges, and all files but a few.
+//!
+//! Before the first thread, because Landlock binds the thread that asks for it and those that come of it. What a thief of the process finds
+//! then is what the agent itself needs: no kubeconfig of somebody else's, no program to run, no file to leave behind.
+
+use std::fmt;
+use std::io;
+
+use crate::config::Config;
+
+/// Why the process is not as it must be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused one of the things that every kernel has.
+    #[error("the process cannot be hardened: {0}")]
+    Process(#[source] io::Error),
+    /// Landlock is there, and does not do what it says.
+    #[cfg(target_os = "linux")]
+    #[error("Landlock cannot close the file system: {0}")]
+    Landlock(#[source] landlock::RulesetError),
+}
+
+/// How far the file system is closed to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileSystem {
+    /// Only what the agent reads is open.
+    Closed,
+    /// The same, by an older Landlock, which cannot forbid everything: truncating a file (Linux 6.2), moving one to another directory (5.19).
+    PartlyClosed,
+    /// This kernel has no Landlock, or was booted without it.
+    Open,
+}
+
+impl fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed by Landlock, but for what the agent reads",
+            Self::PartlyClosed => "closed by an older Landlock, but for what the agent reads",
+            Self::Open => {
+                "open as far as the user may read: this kernel has no Landlock (Linux 5.13, lsm=landlock,...)"
+            }
+        })
+    }
+}
+
+/// No core dump, no ptrace by our own user, no new privileges: a thief of this process must come from root.
+///
+/// # Errors
+/// [`Error::Process`], for the first of them that the kernel refuses.
+#[cfg(target_os = "linux")]
+pub fn process() -> Result<(), Error> {
+    use nix::sys::{prctl, resource};
+    let refused = |errno: nix::Error| Error::Process(errno.into());
+    resource::setrlimit(resource::Resource::RLIMIT_CORE, 0, 0).map_err(refused)?;
+    prctl::set_dumpable(false).map_err(refused)?;
+    prctl::set_no_new_privs().map_err(refused)
+}
+
+/// Closes all files to the calling thread, and to those that it starts, but what an agent of this configuration reads; nothing can be written
+/// or run. Sockets and signals are as they were.
+///
+/// # Errors
+/// `Error::Landlock`. A kernel without Landlock is no error.
+#[cfg(target_os = "linux")]
+pub fn files(config: &Config) -> Result<FileSystem, Error> {
+    linux::close_files(config).map_err(Error::Landlock)
+}
+
+/// Elsewhere the agent only builds; it runs on Linux nodes.
+///
+/// # Errors
+/// Never.
+#[cfg(not(target_os = "linux"))]
+pub fn process() -> Result<(), Error> {
+    Ok(())
+}
+
+/// As [`process`].
+///
+/// # Errors
+/// Never.
+#[cfg(not(target_os = "linux"))]
+pub fn files(_: &Config) -> Result<FileSystem, Error> {
+    Ok(FileSystem::Open)
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::env;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use landlock::{
+        ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
+        RulesetError, RulesetStatus, path_beneath_rules,
+    };
+
+    use super::FileSystem;
+    use crate::cluster::client;
+    use crate::config::{Config, Identity};
+
+    /// The newest whose rights on files we know. Rights on networks and signals (ABI 4 and 6) are left alone: the agent dials what it is told
+    /// to, and its probes are signalled by nobody.
+    const KNOWN: ABI = ABI::V5;
+
+    /// Read by the C library, which reads them again when they change: names, and the modules of `nsswitch.conf`. Not `/etc` itself: in the
+    /// image nothing else is there, and elsewhere it is the node's.
+    const RESOLVER: [&str; 11] = [
+        "/etc/resolv.conf",
+        "/etc/hosts",
+        "/etc/nsswitch.conf",
+        "/etc/host.conf",
+        "/etc/gai.conf",
+        "/etc/services",
+        "/etc/ld.so.cache",
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/lib64",
+    ];
+
+    /// Where distributions keep the roots that STS's certificate leads to. They are read when the region is known, which can be late.
+    const ROOTS: [&str; 6] = [
+        "/etc/ssl/certs",
+        "/etc/ssl/cert.pem",
+        "/etc/pki",
+        "/etc/ca-certificates",
+        "/usr/share/ca-certificates",
+        "/usr/local/share/ca-certificates",
+    ];
+    /// The same, by choice of whoever starts us.
+    const ROOTS_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+    pub(super) fn close_files(config: &Config) -> Result<FileSystem, RulesetError> {
+        let socket = directory_of(&config.local_socket);
+        let status = Ruleset::default()
+            // What an older kernel does not know is not asked of it.
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(AccessFs::from_all(KNOWN))?
+            .create()?
+            // A path that is not there needs no rule: nothing can be made there either.
+            .add_rules(path_beneath_rules(readable(config), read()))?
+            // The socket of the last agent is taken away, ours is made.
+            .add_rules(path_beneath_rules([socket], AccessFs::MakeSock | AccessFs::RemoveFile))?
+            .restrict_self()?;
+        Ok(match status.ruleset {
+            RulesetStatus::FullyEnforced => FileSystem::Closed,
+            RulesetStatus::PartiallyEnforced => FileSystem::PartlyClosed,
+            RulesetStatus::NotEnforced => FileSystem::Open,
+        })
+    }
+
+    fn read() -> BitFlags<AccessFs> {
+        AccessFs::ReadFile | AccessFs::ReadDir
+    }
+
+    fn readable(config: &Config) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = RESOLVER.iter().chain(&ROOTS).map(PathBuf::from).collect();
+        // Elsewhere than in a container it is a link into a directory of the resolver's, which writes it anew.
+        paths.extend(
+            fs::canonicalize(RESOLVER[0])
+                .ok()
+                .filter(|path| !path.starts_with("/etc"))
+                .map(|path| directory_of(&path)),
+        );
+        paths.extend(ROOTS_VARIABLES.into_iter().filter_map(env::var_os).map(PathBuf::from));
+        // Tokens and certificates are renewed by putting another file in their place: a rule for the file would be one for the old one.
+        paths.extend(client::files(&config.kube).iter().map(|path| directory_of(path)));
+        if config.identity == Identity::Kernel {
+            // cgroup and net/ of every process; the kernel keeps environ, maps and the like of others from us (ptrace).
+            paths.push("/proc".into());
+        }
+        paths
+    }
+
+    fn directory_of(path: &Path) -> PathBuf {
+        match path.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => ".".into(),
+            Some(parent) => parent.to_owned(),
+            None => path.to_owned(),
+        }
+    }
+}

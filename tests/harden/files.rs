@@ -1,0 +1,140 @@
+//! Which files are closed to the agent, and that what it needs is not.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use nix::sys::signal::Signal;
+use rolecall::config::{self, Config};
+use rolecall::harden::{self, FileSystem};
+
+use crate::netns::{self, AGENT_USER};
+use crate::{Hardened, net};
+
+fn config(args: &[&str]) -> Config {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: config::Args,
+    }
+    let args = ["rolecall", "--node-name", "n"].iter().chain(args);
+    let parsed = <Cli as clap::Parser>::try_parse_from(args).unwrap();
+    Config::from_args(parsed.args, |_| None).unwrap()
+}
+
+/// Runs `work` on a thread to which all is closed but what an agent of this configuration needs.
+fn closed(test: &str, args: &[&str], work: impl FnOnce() + Send) {
+    let config = config(args);
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| match harden::files(&config).unwrap() {
+            FileSystem::Open => netns::skipped(test, "this kernel has no Landlock"),
+            FileSystem::Closed | FileSystem::PartlyClosed => work(),
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+fn refused<T>(result: std::io::Result<T>) -> bool {
+    matches!(result, Err(err) if err.kind() == ErrorKind::PermissionDenied)
+}
+
+#[test]
+fn no_other_file_is_read_written_made_or_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, kubeconfig) = (folder.path().join("file"), folder.path().join("own/config"));
+    fs::write(&file, "not for the agent").unwrap();
+    fs::create_dir(folder.path().join("own")).unwrap();
+    fs::write(&kubeconfig, "{}").unwrap();
+    let socket = folder.path().join("run/agent.sock");
+    fs::create_dir(folder.path().join("run")).unwrap();
+    let args = ["--kubeconfig", kubeconfig.to_str().unwrap(), "--local-socket", socket.to_str().unwrap()];
+    closed("no_other_file", &args, || {
+        assert!(refused(fs::read(&file)));
+        assert!(refused(fs::read("/etc/passwd")));
+        assert!(refused(fs::read_dir(folder.path())));
+        assert!(refused(fs::write(&file, "x")));
+        assert!(refused(fs::write(&kubeconfig, "x")), "what it reads it may not write");
+        assert!(refused(fs::write(folder.path().join("run/left-behind"), "x")));
+        assert!(refused(fs::create_dir(folder.path().join("run/left-behind"))));
+        assert!(refused(Command::new("/bin/true").status()));
+        let ours = std::env::current_exe().unwrap();
+        assert!(refused(Command::new(ours).status()), "nor itself");
+    });
+}
+
+#[test]
+fn the_agents_work_is_still_possible() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("own/config");
+    let token = folder.path().join("elsewhere/token");
+    for file in [&kubeconfig, &token] {
+        fs::create_dir(file.parent().unwrap()).unwrap();
+    }
+    let named = serde_json::json!({"users": [{"name": "me", "user": {"tokenFile": token}}]});
+    fs::write(&kubeconfig, named.to_string()).unwrap();
+    fs::write(&token, "first").unwrap();
+    let socket = folder.path().join("run/agent.sock");
+    fs::create_dir(folder.path().join("run")).unwrap();
+    drop(UnixListener::bind(&socket).unwrap());
+    let args = ["--kubeconfig", kubeconfig.to_str().unwrap(), "--local-socket", socket.to_str().unwrap()];
+    // The kubelet, to which nothing is closed: the agent waits at the same two points.
+    let (step, old) = (Arc::new(Barrier::new(2)), token.clone());
+    let kubelet = Arc::clone(&step);
+    thread::spawn(move || {
+        kubelet.wait();
+        let new = old.with_extension("new");
+        fs::write(&new, "second").unwrap();
+        fs::rename(new, old).unwrap();
+        kubelet.wait();
+    });
+    closed("work", &[&args[..], &["--identity", "kernel"]].concat(), || {
+        assert!(fs::read(&kubeconfig).is_ok());
+        // A renewed token is another file of the same name.
+        step.wait();
+        step.wait();
+        assert_eq!(fs::read_to_string(&token).unwrap(), "second");
+
+        for file in ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"] {
+            assert!(!refused(fs::read(file)), "{file}");
+        }
+        assert!(("localhost", 80).to_socket_addrs().unwrap().next().is_some());
+        assert!(fs::read_dir("/etc/ssl/certs").is_ok());
+
+        // The last agent's socket makes way.
+        fs::remove_file(&socket).unwrap();
+        drop(UnixListener::bind(&socket).unwrap());
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+
+        assert!(fs::read_to_string("/proc/1/cgroup").is_ok());
+        assert!(fs::read_to_string(format!("/proc/{}/net/tcp", std::process::id())).is_ok());
+    });
+    closed("no_processes", &args, || {
+        assert!(refused(fs::read("/proc/1/cgroup")), "--identity=ip asks nobody's")
+    });
+}
+
+#[test]
+fn a_running_agent_touches_nothing_in_a_directory_that_was_put_in_the_place_of_its_own() {
+    let Some(world) = Hardened::new("swapped") else { return };
+    world.node.run(async || {
+        let mut agent = world.running("swapped", &[]).await;
+        if agent.output().contains("this kernel has no Landlock") {
+            return netns::skipped("swapped", "this kernel has no Landlock");
+        }
+        // Its own user's, so nothing but Landlock is in the way.
+        let run_dir = net::run_dir(&world.node);
+        fs::rename(&run_dir, format!("{run_dir}-before")).unwrap();
+        fs::create_dir(&run_dir).unwrap();
+        std::os::unix::fs::chown(&run_dir, Some(AGENT_USER), None).unwrap();
+        fs::write(&agent.socket, "somebody's").unwrap();
+        agent.signal(Signal::SIGTERM);
+        assert_eq!(agent.ended().await.code(), Some(0), "{}", agent.output());
+        assert!(agent.socket.exists(), "an agent removes its socket when it leaves");
+    });
+}
