@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/agent.rs"]
-#[allow(dead_code, unreachable_pub)]
 mod agent;
 #[path = "support/http.rs"]
 mod http;
