@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/agent.rs"]
+#[allow(unreachable_pub)]
 mod agent;
 #[path = "support/http.rs"]
 mod http;
