@@ -18,10 +18,12 @@ mod process;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ladder::*;
 use netns::{Namespace, Node};
 use process::{Process, cgroup};
+use tokio::time::Instant;
 
 #[test]
 fn routed_pods_get_their_own_keys_over_both_families() {
@@ -127,6 +129,51 @@ fn processes_of_nobody_are_passed_over_and_a_dead_witness_is_replaced() {
         assert_eq!(account(&ask(&a, "10.0.1.7", V4)), "a");
         drop(first);
         assert_eq!(account(&ask(&a, "10.0.1.7", V4)), "a");
+    });
+}
+
+#[test]
+fn a_second_pods_process_beside_a_known_witness_is_noticed() {
+    let Some(node) = node("attest_joined") else { return };
+    let a = node.routed_pod("a", "10.0.1.7", None);
+    let _first = Process::of(&uid("a"), &a);
+    with_agent(&node, |agent| {
+        agent.set(&[shown("a", &["10.0.1.7"]), shown("b", &[])]);
+        assert_eq!(account(&ask(&a, "10.0.1.7", V4)), "a");
+        let _second = Process::of(&uid("b"), &a);
+        let joined = Instant::now();
+        let answer = loop {
+            let answer = ask(&a, "10.0.1.7", V4);
+            assert!(joined.elapsed() < Duration::from_secs(20), "never noticed");
+            if answer.status != 200 {
+                break answer;
+            }
+        };
+        refused(&answer, 403, "CallerAmbiguous");
+    });
+}
+
+/// Only somebody with rights over both namespaces can do that: a network plug-in, or a pod within its own.
+#[test]
+fn a_cable_that_leads_to_another_namespace_now_is_not_the_pods_any_more() {
+    let Some(node) = node("attest_moved") else { return };
+    let a = node.routed_pod("a", "10.0.1.7", None);
+    let _process = Process::of(&uid("a"), &a);
+    let elsewhere = node.detached("elsewhere");
+    with_agent(&node, |agent| {
+        agent.set(&[shown("a", &["10.0.1.7"])]);
+        assert_eq!(account(&ask(&a, "10.0.1.7", V4)), "a");
+        a.ip(&format!("link set eth0 netns {}", elsewhere.name()));
+        for line in [
+            "address add 10.0.1.7/32 dev eth0",
+            "link set eth0 up",
+            "route add 169.254.1.1 dev eth0 scope link",
+            "route add default via 169.254.1.1",
+        ] {
+            elsewhere.ip(line);
+        }
+        node.ip("address replace 169.254.1.1/32 dev veth1");
+        refused(&ask(&elsewhere, "10.0.1.7", V4), 403, "CallerNotIdentified");
     });
 }
 

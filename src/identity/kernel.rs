@@ -9,7 +9,8 @@
 //! victim's port at any chosen moment, without a trace in either table. So there the connection itself must stand
 //! among the sockets of the pod's namespace, always.
 //!
-//! Nothing is remembered but which process stood for a link, and that is asked everything again each time.
+//! Nothing is remembered but which process stood for a link, for some seconds, and whether it still does is asked for
+//! each connection.
 
 mod cgroup;
 mod helper;
@@ -17,29 +18,24 @@ mod ladder;
 mod link;
 mod process;
 mod socket;
+mod witness;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::helper::{Buckets, Found, Job};
+use self::helper::{Buckets, Job};
 use self::ladder::{Call, Ladder, Way};
 use self::link::Netlink;
 use self::process::Proc;
+use self::witness::{Witness, Witnesses};
 use super::evidence::Doubt;
 use super::pods::{PodUid, unmapped};
-
-/// A process stands for its link this long; then all of the namespace's are looked at again, as at first.
-const HINT_LIFE: Duration = Duration::from_secs(60);
-/// Several times the pods of a node. Forgetting all of them costs one walk each.
-const MAX_HINTS: usize = 1024;
 
 /// Why this node does not allow it.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +67,15 @@ pub enum Missing {
 /// How a connection came in.
 pub struct Arrival {
     link: Option<u32>,
-    way: Result<(Way, Call), Doubt>,
+    next: Result<(Call, Next), Doubt>,
+}
+
+/// What is to be asked next.
+enum Next {
+    /// Whether the witness of this routed link still stands.
+    Witness(u32, Arc<Witness>),
+    /// Who is in the namespace there.
+    Namespace(Way),
 }
 
 impl Arrival {
@@ -88,14 +92,8 @@ pub struct Kernel {
     /// For the cheap steps, on the caller's thread: microseconds, so nobody waits for the lock.
     ladder: Mutex<Ladder>,
     helper: SyncSender<Job>,
-    hints: Mutex<HashMap<u32, Hint>>,
+    witnesses: Arc<Witnesses>,
     buckets: Mutex<Buckets>,
-}
-
-#[derive(Clone, Copy)]
-struct Hint {
-    pid: u32,
-    walked: Instant,
 }
 
 impl Kernel {
@@ -110,12 +108,14 @@ impl Kernel {
         check_processes(&proc, &mut netlink)?;
         let loopback = check_ingress(&mut netlink)?;
         let ladder = |netlink| Ladder::new(netlink, proc.clone());
-        let helper = helper::start(ladder(Netlink::open().map_err(Missing::Netlink)?));
+        let witnesses = Arc::new(Witnesses::default());
+        let own = ladder(Netlink::open().map_err(Missing::Netlink)?);
+        let helper = helper::start(own, Arc::clone(&witnesses)).map_err(Missing::Thread)?;
         Ok(Self {
             loopback,
             ladder: Mutex::new(ladder(netlink)),
-            helper: helper.map_err(Missing::Thread)?,
-            hints: Mutex::default(),
+            helper,
+            witnesses,
             buckets: Mutex::default(),
         })
     }
@@ -125,21 +125,26 @@ impl Kernel {
     pub fn arrived(&self, stream: &tokio::net::TcpStream, peer: SocketAddr, local: SocketAddr) -> Arrival {
         let ingress = match socket::ingress(stream, local) {
             Ok(ingress) => ingress,
-            Err(err) => return Arrival { link: None, way: Err(Doubt::unreadable(err)) },
+            Err(err) => return Arrival { link: None, next: Err(Doubt::unreadable(err)) },
         };
         if ingress == self.loopback {
-            return Arrival { link: Some(ingress), way: Err(Doubt::Host) };
+            return Arrival { link: Some(ingress), next: Err(Doubt::Host) };
         }
-        let from = SocketAddr::new(unmapped(peer.ip()), peer.port());
-        let way = locked(&self.ladder).way(ingress, from.ip()).and_then(|way| {
-            let mut call = Call { from, to: local };
+        let mut call = Call { from: SocketAddr::new(unmapped(peer.ip()), peer.port()), to: local };
+        // No bridge has a witness: its ports have, and what must be asked there is dear.
+        let witness = self.witnesses.of(ingress, Instant::now());
+        if let Some(witness) = witness.filter(|witness| witness.knows(call.from.ip())) {
+            return Arrival { link: Some(ingress), next: Ok((call, Next::Witness(ingress, witness))) };
+        }
+        let way = locked(&self.ladder).way(ingress, call.from.ip()).and_then(|way| {
             if way.bridged {
                 call.to = socket::destination(stream, local).map_err(Doubt::unreadable)?;
             }
-            Ok((way, call))
+            Ok(way)
         });
         // A bridge's own index is for those whose port is not known.
-        Arrival { link: Some(way.as_ref().map_or(ingress, |(way, _)| way.link)), way }
+        let link = way.as_ref().map_or(ingress, |way| way.link);
+        Arrival { link: Some(link), next: way.map(|way| (call, Next::Namespace(way))) }
     }
 
     /// The pod that opened the connection.
@@ -147,39 +152,31 @@ impl Kernel {
     /// # Errors
     /// Any [`Doubt`].
     pub async fn attest(&self, arrival: Arrival) -> Result<PodUid, Doubt> {
-        let (way, call) = arrival.way?;
-        let hint = self.hint(way.link);
-        if !way.bridged
-            && let Some(pid) = hint
-            && let Some(uid) = locked(&self.ladder).testimony(pid, &way, call)?
-        {
-            return Ok(uid);
-        }
+        let (call, next) = arrival.next?;
+        let way = match next {
+            Next::Namespace(way) => way,
+            Next::Witness(link, witness) => {
+                if locked(&self.ladder).stands(&witness, link)? {
+                    self.look_again_in_time(link);
+                    return Ok(witness.uid.clone());
+                }
+                locked(&self.ladder).way(link, call.from.ip())?
+            }
+        };
         if !locked(&self.buckets).take(way.link, Instant::now()) {
             return Err(Doubt::Busy);
         }
         let (answer, answered) = oneshot::channel();
-        let (link, asked) = (way.link, Instant::now());
-        self.helper.try_send(Job { way, call, hint, answer }).map_err(|_| Doubt::Busy)?;
-        let Found { uid, pid } = answered.await.map_err(|_| Doubt::Busy)??;
-        if hint != Some(pid) {
-            let mut hints = locked(&self.hints);
-            if hints.len() >= MAX_HINTS {
-                hints.clear();
-            }
-            hints.insert(link, Hint { pid, walked: asked });
-        }
-        Ok(uid)
+        let caller = helper::Caller { way, call, answer };
+        self.helper.try_send(Job::Caller(caller)).map_err(|_| Doubt::Busy)?;
+        answered.await.map_err(|_| Doubt::Busy)?
     }
 
-    fn hint(&self, link: u32) -> Option<u32> {
-        let mut hints = locked(&self.hints);
-        let hint = hints.get(&link)?;
-        if hint.walked.elapsed() < HINT_LIFE {
-            return Some(hint.pid);
+    /// If the thread is too busy for it, the witness is not believed for long either.
+    fn look_again_in_time(&self, link: u32) {
+        if self.witnesses.want(link, Instant::now()) {
+            let _ = self.helper.try_send(Job::Again);
         }
-        hints.remove(&link);
-        None
     }
 }
 

@@ -1,8 +1,9 @@
 //! The dear steps, on a thread of their own: a walk over all processes (3 ms for 300), a namespace's sockets (3 ms).
 //! Each link pays for its own from a token bucket, so that one pod cannot keep the thread busy.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use tokio::time::Instant;
 
 use super::super::evidence::Doubt;
 use super::super::pods::PodUid;
-use super::ladder::{Call, Ladder, Way};
+use super::ladder::{Call, Ladder, Walk, Way};
+use super::witness::{Witness, Witnesses};
 
 /// Jobs of one link: so many at once, then one per interval. A kept connection needs none, nor does a new one of a
 /// routed pod whose process is known.
@@ -23,63 +25,124 @@ const QUEUE: usize = 64;
 /// Several times the pods of a node: links come and go.
 const MAX_LINKS: usize = 1024;
 
-/// One caller whose pod is wanted.
-pub(super) struct Job {
-    pub(super) way: Way,
-    pub(super) call: Call,
-    /// A process that stood for this link before.
-    pub(super) hint: Option<u32>,
-    pub(super) answer: oneshot::Sender<Result<Found, Doubt>>,
+/// What is asked of the thread.
+pub(super) enum Job {
+    /// Whose a connection is.
+    Caller(Caller),
+    /// Whether those witnesses still stand of whom [`Witnesses::want`] said that it is time.
+    Again,
 }
 
-/// The pod, and the process that stood for it.
-pub(super) struct Found {
-    pub(super) uid: PodUid,
-    pub(super) pid: u32,
+/// One caller whose pod is wanted.
+pub(super) struct Caller {
+    pub(super) way: Way,
+    pub(super) call: Call,
+    pub(super) answer: oneshot::Sender<Result<PodUid, Doubt>>,
 }
 
 /// Starts the thread, which ends when nobody can send a job any more.
 ///
 /// # Errors
 /// The kernel's, if there is no further thread.
-pub(super) fn start(ladder: Ladder) -> io::Result<SyncSender<Job>> {
+pub(super) fn start(ladder: Ladder, witnesses: Arc<Witnesses>) -> io::Result<SyncSender<Job>> {
     let (sender, jobs) = sync_channel(QUEUE);
-    thread::Builder::new().name("attest".into()).spawn(move || run(ladder, &jobs))?;
+    let mut helper = Helper { ladder, witnesses };
+    thread::Builder::new().name("attest".into()).spawn(move || {
+        while let Ok(first) = jobs.recv() {
+            helper.answer(first, &jobs);
+        }
+    })?;
     Ok(sender)
 }
 
-fn run(mut ladder: Ladder, jobs: &Receiver<Job>) {
-    while let Ok(first) = jobs.recv() {
-        // One walk serves all that wait: it begins after each of them was sent.
-        let jobs: Vec<Job> = std::iter::once(first).chain(jobs.try_iter()).collect();
-        let mut waiting = Vec::new();
-        for job in jobs {
-            match by_hint(&mut ladder, &job) {
-                Ok(None) => waiting.push(job),
-                Ok(Some(found)) => drop(job.answer.send(Ok(found))),
-                Err(doubt) => drop(job.answer.send(Err(doubt))),
+struct Helper {
+    ladder: Ladder,
+    witnesses: Arc<Witnesses>,
+}
+
+impl Helper {
+    /// One walk serves all that wait: it begins after each of them was sent.
+    fn answer(&mut self, first: Job, jobs: &Receiver<Job>) {
+        let (mut waiting, mut again) = (Vec::new(), false);
+        for job in std::iter::once(first).chain(jobs.try_iter()) {
+            let Job::Caller(caller) = job else {
+                again = true;
+                continue;
+            };
+            match self.by_witness(&caller) {
+                Ok(None) => waiting.push(caller),
+                Ok(Some(uid)) => drop(caller.answer.send(Ok(uid))),
+                Err(doubt) => drop(caller.answer.send(Err(doubt))),
             }
         }
-        if waiting.is_empty() {
-            continue;
+        let known = if again { self.known() } else { Vec::new() };
+        let mut wanted: HashSet<i32> = waiting.iter().map(|caller| caller.way.namespace).collect();
+        wanted.extend(known.iter().map(|known| known.namespace));
+        if wanted.is_empty() {
+            return;
         }
-        let walked = ladder.walk(&waiting.iter().map(|job| job.way.namespace).collect());
-        let walked = walked.map_err(Doubt::unreadable);
-        for job in waiting {
-            let found = walked.as_ref().map_err(Clone::clone).and_then(|walked| {
-                let pid = Ladder::spokesman(&job.way, walked)?;
-                let uid = ladder.testimony(pid, &job.way, job.call)?.ok_or(Doubt::NoPod)?;
-                Ok(Found { uid, pid })
-            });
-            let _ = job.answer.send(found);
+        let begun = Instant::now();
+        let walked = self.ladder.walk(&wanted).map_err(Doubt::unreadable);
+        for known in known {
+            self.look_again(known, &walked, begun);
+        }
+        for caller in waiting {
+            let found = self.by_walk(&caller, &walked, begun);
+            let _ = caller.answer.send(found);
+        }
+    }
+
+    fn by_witness(&mut self, Caller { way, call, .. }: &Caller) -> Result<Option<PodUid>, Doubt> {
+        let Some(witness) = self.witnesses.of(way.link, Instant::now()) else { return Ok(None) };
+        let stands = self.ladder.testimony(&witness, way, *call)?;
+        Ok(stands.then(|| witness.uid.clone()))
+    }
+
+    fn by_walk(
+        &mut self,
+        Caller { way, call, .. }: &Caller,
+        walked: &Result<Walk, Doubt>,
+        begun: Instant,
+    ) -> Result<PodUid, Doubt> {
+        let (pid, uid) = walked.as_ref().map_err(Clone::clone)?.spokesman(way.namespace)?;
+        let witness = Arc::new(self.ladder.witness(pid, uid)?.ok_or(Doubt::NoPod)?);
+        if !self.ladder.testimony(&witness, way, *call)? {
+            return Err(Doubt::NoPod);
+        }
+        self.witnesses.keep(way.link, witness, begun);
+        Ok(uid.clone())
+    }
+
+    /// The witnesses that are to be looked at again: their links, and where those lead now.
+    fn known(&mut self) -> Vec<Known> {
+        let mut known = Vec::new();
+        for (link, witness) in self.witnesses.wanted() {
+            match self.ladder.peer(link) {
+                Ok(Some(namespace)) => known.push(Known { link, namespace, witness }),
+                _ => self.witnesses.forget(link),
+            }
+        }
+        known
+    }
+
+    /// Keeps the witness whom the walk confirms. For any other the link's next connection has a walk of its own,
+    /// which tells why.
+    fn look_again(&mut self, known: Known, walked: &Result<Walk, Doubt>, begun: Instant) {
+        let Known { link, namespace, witness } = known;
+        let spokesman = walked.as_ref().ok().and_then(|walk| walk.spokesman(namespace).ok());
+        let same = spokesman == Some((witness.pid, &witness.uid));
+        if same && self.ladder.stands(&witness, link) == Ok(true) {
+            self.witnesses.keep(link, witness, begun);
+        } else {
+            self.witnesses.forget(link);
         }
     }
 }
 
-fn by_hint(ladder: &mut Ladder, job: &Job) -> Result<Option<Found>, Doubt> {
-    let Some(pid) = job.hint else { return Ok(None) };
-    let uid = ladder.testimony(pid, &job.way, job.call)?;
-    Ok(uid.map(|uid| Found { uid, pid }))
+struct Known {
+    link: u32,
+    namespace: i32,
+    witness: Arc<Witness>,
 }
 
 /// What each link may still ask of the thread.

@@ -10,6 +10,7 @@ use super::super::pods::PodUid;
 use super::cgroup::Owner;
 use super::link::{Link, Netlink};
 use super::process::Proc;
+use super::witness::Witness;
 
 /// A pod may hold this many network namespaces of its own (containers within it) before we stop looking.
 const MAX_INNER: usize = 4;
@@ -58,34 +59,14 @@ impl Ladder {
         self.end_of(port, link, true)
     }
 
-    /// One process's testimony: `None` if it is no longer a pod's in that namespace.
-    pub(super) fn testimony(&mut self, pid: u32, way: &Way, call: Call) -> Result<Option<PodUid>, Doubt> {
-        let read = Doubt::unreadable;
-        let Some(process) = self.proc.process(pid).map_err(read)? else { return Ok(None) };
-        let Some(Owner::Pod(uid)) = process.owner().map_err(read)? else { return Ok(None) };
-        if self.namespace_of(pid)? != Some(way.namespace) {
-            return Ok(None);
-        }
-        if !process.has_address(call.from.ip()).map_err(read)? {
-            return Err(Doubt::NotItsAddress { address: call.from.ip() });
-        }
-        if way.bridged
-            && !process.has_connection(call.from, call.to, false).map_err(read)?
-            && !self.inner_connection(&uid, process.namespace_inode().map_err(read)?, call).map_err(read)?
-        {
-            return Err(Doubt::NoSuchConnection { address: call.from.ip() });
-        }
-        // Still the same process, and still there: else its number may have been another's when we asked by it.
-        let unchanged = process.owner().map_err(read)? == Some(Owner::Pod(uid.clone()))
-            && self.namespace_of(pid)? == Some(way.namespace);
-        // Our end still leads there, so the namespace lived all the while and its id was nobody else's.
-        let link = self.link(way.link)?;
-        Ok((unchanged && link.peer == Some(way.namespace)).then_some(uid))
+    /// The namespace that the cable at our end `link` leads to now.
+    pub(super) fn peer(&mut self, link: u32) -> Result<Option<i32>, Doubt> {
+        self.netlink.peer(link).map_err(Doubt::unreadable)
     }
 
     /// The processes of every namespace in `wanted`, oldest first, in one walk over all processes.
-    pub(super) fn walk(&mut self, wanted: &HashSet<i32>) -> io::Result<HashMap<i32, Vec<(u32, Owner)>>> {
-        let mut found: HashMap<i32, Vec<(u32, Owner)>> = HashMap::new();
+    pub(super) fn walk(&mut self, wanted: &HashSet<i32>) -> io::Result<Walk> {
+        let mut found = Walk::default();
         for pid in self.proc.pids()? {
             let process = self.proc.process(pid);
             let Some(namespace) = self.netlink.namespace_of(pid)?.filter(|id| wanted.contains(id)) else {
@@ -94,30 +75,57 @@ impl Ladder {
             // One that we may not read could be another pod's: nobody can say then. Elsewhere it is none of ours.
             let Some(process) = process? else { continue };
             if let Some(owner) = process.owner()? {
-                found.entry(namespace).or_default().push((pid, owner));
+                found.0.entry(namespace).or_default().push((pid, owner));
             }
         }
         Ok(found)
     }
 
-    /// The process that stands for the caller's namespace. All that are a pod's must be the same pod's; those of
-    /// nobody (a runtime that looks in, a plug-in) are passed over.
-    pub(super) fn spokesman(way: &Way, walked: &HashMap<i32, Vec<(u32, Owner)>>) -> Result<u32, Doubt> {
-        let mut spokesman: Option<(u32, &Owner)> = None;
-        for (pid, owner) in walked.get(&way.namespace).into_iter().flatten() {
-            match (owner, spokesman) {
-                (Owner::Nobody, _) => {}
-                (Owner::Contradiction, _) => return Err(Doubt::SeveralPods),
-                (owner, Some((_, first))) if owner != first => return Err(Doubt::SeveralPods),
-                (_, Some(_)) => {}
-                (owner, None) => spokesman = Some((*pid, owner)),
-            }
+    /// Process `pid`, if it is one of pod `uid` still. It stays that pod's for as long as it lives: it can be moved to
+    /// cgroups below its own, and out of the pod's only by the node's root.
+    pub(super) fn witness(&self, pid: u32, uid: &PodUid) -> Result<Option<Witness>, Doubt> {
+        let Some(process) = self.proc.process(pid).map_err(Doubt::unreadable)? else { return Ok(None) };
+        let owner = process.owner().map_err(Doubt::unreadable)?;
+        let same = matches!(owner, Some(Owner::Pod(owner)) if owner == *uid);
+        Ok(same.then(|| Witness::new(pid, uid.clone(), process)))
+    }
+
+    /// Whether `witness` is in the namespace behind `link` now. This is all that a routed pod's connection costs while
+    /// its witness is known, so each question has its reason:
+    ///
+    /// - Where the process is, because one with the right to can leave its namespace.
+    /// - Where the cable leads, because a pod that administers its namespace can put its end into another one, and so
+    ///   could a network plug-in that uses its cables again. (No pod can put it into another pod's: that takes a right
+    ///   over that namespace.)
+    /// - Whether the process still lives, last: then the number meant it when the kernel was asked by number, and
+    ///   nobody who was given the number since.
+    ///
+    /// Between the first two the id that both name could change hands, if the process left and its namespace died in
+    /// these microseconds. But then the cable had been taken out of it first, which only the pod itself can do: it
+    /// would be taken for itself.
+    pub(super) fn stands(&mut self, witness: &Witness, link: u32) -> Result<bool, Doubt> {
+        let namespace = self.netlink.namespace_of(witness.pid).map_err(Doubt::unreadable)?;
+        let there = namespace.is_some() && self.peer(link)? == namespace;
+        Ok(there && witness.process.lives().map_err(Doubt::unreadable)?)
+    }
+
+    /// All that is asked of a connection whose `witness` is not known to speak for its address: whether it stands, and
+    /// did all the while.
+    pub(super) fn testimony(&mut self, witness: &Witness, way: &Way, call: Call) -> Result<bool, Doubt> {
+        if !self.stands(witness, way.link)? {
+            return Ok(false);
         }
-        match spokesman {
-            Some((_, Owner::Static)) => Err(Doubt::StaticPod),
-            Some((pid, _)) => Ok(pid),
-            None => Err(Doubt::NoPod),
+        let read = Doubt::unreadable;
+        if !witness.has(call.from.ip()).map_err(read)? {
+            return Err(Doubt::NotItsAddress { address: call.from.ip() });
         }
+        if way.bridged
+            && !witness.process.has_connection(call.from, call.to, false).map_err(read)?
+            && !self.inner_connection(witness, call).map_err(read)?
+        {
+            return Err(Doubt::NoSuchConnection { address: call.from.ip() });
+        }
+        self.stands(witness, way.link)
     }
 
     /// Docker in a pod translates its containers' addresses to the pod's, and keeps the port unless the pod has it
@@ -126,16 +134,16 @@ impl Ladder {
     ///
     /// A spoofer gains nothing by it: while the container has that port, the spoofer's connection would be the
     /// container's own to us, and not a new one.
-    fn inner_connection(&self, uid: &PodUid, outer: Option<u64>, call: Call) -> io::Result<bool> {
-        let mut seen: HashSet<u64> = outer.into_iter().collect();
+    fn inner_connection(&self, witness: &Witness, call: Call) -> io::Result<bool> {
+        let mut seen: HashSet<u64> = witness.process.namespace_inode()?.into_iter().collect();
         for pid in self.proc.pids()? {
             let Ok(Some(process)) = self.proc.process(pid) else { continue };
-            if !matches!(process.owner(), Ok(Some(Owner::Pod(owner))) if owner == *uid) {
+            if !matches!(process.owner(), Ok(Some(Owner::Pod(owner))) if owner == witness.uid) {
                 continue;
             }
             let Some(inode) = process.namespace_inode()? else { continue };
             if seen.insert(inode) && process.has_connection(call.from, call.to, true)? {
-                return Ok(process.owner()? == Some(Owner::Pod(uid.clone())));
+                return process.lives();
             }
             if seen.len() > MAX_INNER {
                 break;
@@ -157,8 +165,30 @@ impl Ladder {
             _ => Err(Doubt::NotAPod { link: link.name }),
         }
     }
+}
 
-    fn namespace_of(&mut self, pid: u32) -> Result<Option<i32>, Doubt> {
-        self.netlink.namespace_of(pid).map_err(Doubt::unreadable)
+/// What a walk found: the processes of each namespace that was wanted, and whose they are.
+#[derive(Default)]
+pub(super) struct Walk(HashMap<i32, Vec<(u32, Owner)>>);
+
+impl Walk {
+    /// The process that stands for `namespace`, and its pod. All that are a pod's must be the same pod's; those of
+    /// nobody (a runtime that looks in, a plug-in) are passed over.
+    pub(super) fn spokesman(&self, namespace: i32) -> Result<(u32, &PodUid), Doubt> {
+        let mut spokesman: Option<(u32, &Owner)> = None;
+        for (pid, owner) in self.0.get(&namespace).into_iter().flatten() {
+            match (owner, spokesman) {
+                (Owner::Nobody, _) => {}
+                (Owner::Contradiction, _) => return Err(Doubt::SeveralPods),
+                (owner, Some((_, first))) if owner != first => return Err(Doubt::SeveralPods),
+                (_, Some(_)) => {}
+                (owner, None) => spokesman = Some((*pid, owner)),
+            }
+        }
+        match spokesman {
+            Some((pid, Owner::Pod(uid))) => Ok((pid, uid)),
+            Some((_, Owner::Static)) => Err(Doubt::StaticPod),
+            _ => Err(Doubt::NoPod),
+        }
     }
 }

@@ -39,6 +39,7 @@ pub(super) struct Link {
 pub(super) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
+    question: Vec<u8>,
     buffer: Box<[u8]>,
 }
 
@@ -57,31 +58,41 @@ impl Netlink {
         // Connected to the kernel: nobody else's message gets in.
         connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(1, 0))?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; 32 * 1024].into() })
+        Ok(Self { socket, sequence: 0, question: Vec::new(), buffer: vec![0; 32 * 1024].into() })
     }
 
     /// The link with this index, if it is still there.
     pub(super) fn link(&mut self, index: u32) -> io::Result<Option<Link>> {
-        // ifinfomsg: family, padding, type, index, flags, change.
-        let mut body = [0; 16];
-        body[4..8].copy_from_slice(&index.to_ne_bytes());
-        let mask = RTEXT_FILTER_SKIP_STATS.to_ne_bytes();
-        let Some(answer) = self.ask(libc::RTM_GETLINK, &body, &[(libc::IFLA_EXT_MASK, &mask)])? else {
-            return Ok(None);
-        };
+        let Some(attributes) = self.link_attributes(index)? else { return Ok(None) };
         let mut link = Link::default();
-        for (kind, value) in attributes(answer.get(16..).unwrap_or_default()) {
+        for (kind, value) in attributes {
             match kind {
                 libc::IFLA_IFNAME => link.name = text(value),
                 libc::IFLA_LINK_NETNSID => link.peer = word(value).map(i32::from_ne_bytes),
                 libc::IFLA_LINKINFO => {
-                    let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
+                    let kind = self::attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
                     link.kind = kind.map(|(_, value)| text(value)).unwrap_or_default();
                 }
                 _ => {}
             }
         }
         Ok(Some(link))
+    }
+
+    /// [`Link::peer`] alone, if the link is still there.
+    pub(super) fn peer(&mut self, index: u32) -> io::Result<Option<i32>> {
+        let Some(mut attributes) = self.link_attributes(index)? else { return Ok(None) };
+        let peer = attributes.find(|(kind, _)| *kind == libc::IFLA_LINK_NETNSID);
+        Ok(peer.and_then(|(_, value)| word(value)).map(i32::from_ne_bytes))
+    }
+
+    fn link_attributes(&mut self, index: u32) -> io::Result<Option<impl Iterator<Item = (u16, &[u8])>>> {
+        // ifinfomsg: family, padding, type, index, flags, change.
+        let mut body = [0; 16];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let mask = RTEXT_FILTER_SKIP_STATS.to_ne_bytes();
+        let answer = self.ask(libc::RTM_GETLINK, &body, &[(libc::IFLA_EXT_MASK, &mask)])?;
+        Ok(answer.map(|answer| attributes(answer.get(16..).unwrap_or_default())))
     }
 
     /// The id of the network namespace that process `pid` is in; `None` if it has none here, or the process went.
@@ -123,7 +134,9 @@ impl Netlink {
     /// One question, and what follows the header of its answer; `None` if there is no such object.
     fn ask(&mut self, kind: u16, body: &[u8], ask: &[(u16, &[u8])]) -> io::Result<Option<&[u8]>> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = vec![0; 16];
+        let message = &mut self.question;
+        message.clear();
+        message.resize(16, 0);
         message.extend_from_slice(body);
         for (kind, value) in ask {
             message.extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
@@ -136,7 +149,7 @@ impl Netlink {
         message[4..6].copy_from_slice(&kind.to_ne_bytes());
         message[6..8].copy_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
         message[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
-        send(self.socket.as_raw_fd(), &message, MsgFlags::empty())?;
+        send(self.socket.as_raw_fd(), message, MsgFlags::empty())?;
         loop {
             let length = recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC)?;
             let answer = self.buffer.get(..length).and_then(Answer::read);

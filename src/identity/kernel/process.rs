@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, fstatat};
+use nix::unistd::{AccessFlags, faccessat};
 
 use super::cgroup::{self, Owner};
 
@@ -60,12 +61,18 @@ impl Process {
     /// Whose it is; `None` once it has gone.
     pub(super) fn owner(&self) -> io::Result<Option<Owner>> {
         let Some(file) = self.open("cgroup")? else { return Ok(None) };
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(1024);
         match file.take(MAX_CGROUP).read_to_end(&mut text) {
             Ok(_) => Ok(Some(cgroup::owner(&String::from_utf8_lossy(&text)))),
             Err(err) if err.raw_os_error() == Some(libc::ESRCH) => Ok(None),
             Err(err) => Err(err),
         }
+    }
+
+    /// Whether it is still there.
+    pub(super) fn lives(&self) -> io::Result<bool> {
+        let seen = faccessat(&self.directory, "cgroup", AccessFlags::F_OK, AtFlags::empty());
+        Ok(present(seen)?.is_some())
     }
 
     /// Is `address` local to the process's network namespace? The kernel writes these tables; whoever administers
