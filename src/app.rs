@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::future::BoxFuture;
-use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at};
@@ -21,6 +20,7 @@ use crate::config::{self, Config, Kube};
 use crate::credentials::Credentials;
 use crate::exchange::Exchange;
 use crate::identity::Identity;
+use crate::identity::authorization::Authorization;
 use crate::identity::evidence::Source;
 use crate::identity::pods::Pods;
 use crate::metrics::Metrics;
@@ -60,6 +60,7 @@ impl App {
     /// Wires the path between the two doors.
     pub fn new(
         source: Source,
+        authorization: Authorization,
         plan: Defaults,
         cluster: Arc<dyn Cluster>,
         sts: Arc<dyn Sts>,
@@ -70,24 +71,17 @@ impl App {
         let accounts = Arc::new(ServiceAccounts::new(plan));
         let exchange = Exchange::new(Arc::clone(&pods), Arc::clone(&cluster), sts, Arc::clone(&metrics));
         let cache = Arc::new(Cache::new(Arc::new(exchange)));
-        let identity = Identity::new(&source, Arc::clone(&pods), cluster);
+        let identity = Identity::new(&source, authorization, Arc::clone(&pods), cluster);
         let broker = Broker::new(identity, Arc::clone(&accounts), Arc::clone(&cache), Arc::clone(&metrics));
         let instance = format!("{:016x}", fastrand::u64(..));
         Self { pods, accounts, cache, metrics, instance, lines, source, broker }
     }
 
     /// Serves `listeners` until `drain` begins, and keeps the plans in step with the pods.
-    pub fn serve(
-        self,
-        listeners: Vec<TcpListener>,
-        authorization: Option<SecretString>,
-        drain: &Drain,
-        tasks: &mut JoinSet<()>,
-    ) -> Result<()> {
+    pub fn serve(self, listeners: Vec<TcpListener>, drain: &Drain, tasks: &mut JoinSet<()>) -> Result<()> {
         let addresses: Vec<SocketAddr> =
             listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-        let endpoint =
-            Endpoint::new(self.broker, self.metrics, self.lines, &addresses, authorization, &self.instance);
+        let endpoint = Endpoint::new(self.broker, self.metrics, self.lines, &addresses, &self.instance);
         let limits = Limits::new();
         for listener in listeners {
             let (source, endpoint) = (self.source.clone(), Arc::clone(&endpoint));
@@ -124,8 +118,15 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     let kube = client::client(&client::config(kubeconfig).await?)?;
     let api = Arc::new(api::KubeApi::new(kube.clone(), &*config.node_name));
     let sts = Arc::new(RegionalSts::default());
-    let app =
-        App::new(source, config.plan.clone(), Arc::clone(&api) as _, Arc::clone(&sts) as _, metrics, lines);
+    let app = App::new(
+        source,
+        config.authorization.clone(),
+        config.plan.clone(),
+        Arc::clone(&api) as _,
+        Arc::clone(&sts) as _,
+        metrics,
+        lines,
+    );
 
     let (pods_watch, accounts_watch) = (Arc::new(WatchHealth::default()), Arc::new(WatchHealth::default()));
     let (client, node) = (kube.clone(), Arc::clone(&config.node_name));
@@ -153,7 +154,7 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     tasks.spawn(admin::serve_local(local, status));
     tasks.spawn(trim());
     let pods = Arc::clone(&app.pods);
-    app.serve(listeners, None, &drain, &mut tasks)?;
+    app.serve(listeners, &drain, &mut tasks)?;
     drop(drain);
 
     let started = async {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
 use crate::cache::{Cache, Lookup, Served};
+use crate::identity::authorization::Presented;
 use crate::identity::pods::Pod;
 use crate::identity::{AttestedPod, Caller, Identity};
 use crate::metrics::Metrics;
@@ -71,7 +72,8 @@ impl Broker {
         Self { identity, accounts, cache, metrics }
     }
 
-    /// Credentials for `caller`: the evidence about a connection, taken when it was accepted.
+    /// Credentials for `caller`: the evidence about a connection, taken when it was accepted; and what this request
+    /// presents in Authorization.
     ///
     /// `deadline` covers every wait on the path; a cached answer waits for nothing.
     ///
@@ -80,10 +82,11 @@ impl Broker {
     pub async fn credentials(
         &self,
         caller: &Caller,
+        presented: &Presented,
         deadline: Instant,
         trail: &mut Trail,
     ) -> Result<Arc<Served>, Error> {
-        let attested = self.identity.attest(caller, deadline).await;
+        let attested = self.identity.attest(caller, presented, deadline).await;
         self.metrics.attested(attested.as_ref().map_or_else(identity::Error::code, |_| "ok"));
         let pod = attested?;
         trail.pod = Some(Arc::clone(pod.pod()));

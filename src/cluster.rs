@@ -4,12 +4,14 @@
 
 pub mod api;
 pub mod client;
+mod review;
 pub mod slim;
 pub mod watch;
 
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use secrecy::SecretString;
 
 use crate::identity::pods::Pod;
 use crate::token::BoundToken;
@@ -28,7 +30,31 @@ pub enum Error {
     Refused(String),
 }
 
-/// The two things that the path of a request asks of the kube API. The watches stand beside it.
+/// What the API server says of a token that somebody else presents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is good, and this is whose it is.
+    Good(Reviewed),
+    /// It is not; the API server's reason, for the log.
+    Bad(String),
+}
+
+/// The `status` of a TokenReview, as the API server wrote it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reviewed {
+    /// `user.username`
+    pub user: String,
+    /// `audiences`: those of the question that the token is meant for.
+    pub audiences: Vec<String>,
+    /// `user.extra["authentication.kubernetes.io/pod-name"]`: of a token that is bound to a pod.
+    pub pod_name: Option<String>,
+    /// `user.extra["authentication.kubernetes.io/pod-uid"]`
+    pub pod_uid: Option<String>,
+    /// `user.extra["authentication.kubernetes.io/credential-id"]`: `JTI=…`
+    pub credential_id: Option<String>,
+}
+
+/// The three things that the path of a request asks of the kube API. The watches stand beside it.
 pub trait Cluster: Send + Sync + 'static {
     /// This node's pods as etcd has them now (a quorum read: `resourceVersion` unset), never a cache's view.
     fn pods_now(&self) -> BoxFuture<'_, Result<Vec<Pod>, Error>>;
@@ -41,6 +67,14 @@ pub trait Cluster: Send + Sync + 'static {
         audience: &'a str,
         life: Duration,
     ) -> BoxFuture<'a, Result<BoundToken, Error>>;
+
+    /// Whose token this is, if it is good and meant for one of `audiences`.
+    /// <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>
+    fn review_token<'a>(
+        &'a self,
+        token: &'a SecretString,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Verdict, Error>>;
 }
 
 impl Error {

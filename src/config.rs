@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::identity::authorization::{self, Authorization, Required};
 use crate::policy::Policy;
 use crate::role::session_name::Template;
 use crate::role::{Defaults, SESSION_LIFE, parse_duration};
@@ -46,6 +47,13 @@ pub struct Args {
     /// and cgroup; needs hostPID).
     #[arg(long, env = "ROLECALL_IDENTITY", default_value = "ip")]
     pub identity: String,
+    /// What every request must carry in Authorization: off (nothing), present (any word, which stops plain request
+    /// forgery), or token (a token of the very pod).
+    #[arg(long, env = "ROLECALL_REQUIRE_AUTHORIZATION", default_value = "off")]
+    pub require_authorization: String,
+    /// Audience of the tokens in Authorization by which pods show the agent who they are. Repeatable.
+    #[arg(long, env = "ROLECALL_AUTHORIZATION_AUDIENCE", value_delimiter = ',', default_value = authorization::AUDIENCE)]
+    pub authorization_audience: Vec<String>,
     /// Audience of the tokens that STS is shown.
     #[arg(long, env = "ROLECALL_AUDIENCE", default_value = AUDIENCE)]
     pub audience: String,
@@ -123,6 +131,8 @@ pub struct Config {
     pub kube: Kube,
     /// `--identity`
     pub identity: Identity,
+    /// `--require-authorization` and `--authorization-audience`
+    pub authorization: Authorization,
     /// `--region`; without one, the node's label is asked.
     pub region: Option<String>,
     /// `--sts-endpoint-url`
@@ -143,6 +153,7 @@ impl fmt::Display for Config {
             local_socket,
             kube,
             identity,
+            authorization,
             region,
             sts_endpoint_url,
             sts_ca_bundle,
@@ -154,6 +165,8 @@ impl fmt::Display for Config {
             "local-socket={} kube={kube:?} identity={identity:?} region={region:?} ",
             local_socket.display()
         )?;
+        write!(f, "require-authorization={:?} ", authorization.required)?;
+        write!(f, "authorization-audience={:?} ", authorization.audiences)?;
         write!(f, "sts-endpoint-url={sts_endpoint_url:?} sts-ca-bundle={} ", sts_ca_bundle.is_some())?;
         write!(f, "audience={} allow-audience={:?} ", plan.audience, plan.allowed_audiences)?;
         write!(
@@ -194,6 +207,8 @@ impl Config {
             local_socket,
             kubeconfig,
             identity,
+            require_authorization,
+            authorization_audience,
             audience,
             allow_audience,
             region,
@@ -237,6 +252,18 @@ impl Config {
                 Identity::Ip
             }
         };
+        let required = match require_authorization.as_str() {
+            "off" => Required::Off,
+            "present" => Required::Present,
+            "token" => Required::Token,
+            other => {
+                wrong("require-authorization", format!("{other:?} is none of off, present and token"));
+                Required::Token
+            }
+        };
+        if authorization_audience.iter().any(String::is_empty) {
+            wrong("authorization-audience", "is empty: that would be the API server's own audience".into());
+        }
         if audience.is_empty() {
             wrong("audience", "is empty: that would be the API server's own audience".into());
         }
@@ -297,6 +324,7 @@ impl Config {
             metrics_listen,
             local_socket,
             identity,
+            authorization: Authorization { required, audiences: authorization_audience },
             kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
             region,
             sts_endpoint_url,
@@ -346,6 +374,15 @@ mod tests {
     }
 
     #[test]
+    fn a_token_for_the_agent_is_asked_of_nobody_unless_it_is_required() {
+        let config = Config::from_args(args(), |_| None).unwrap();
+        assert!(matches!(config.authorization.required, Required::Off));
+        assert_eq!(config.authorization.audiences, ["rolecall"]);
+        let args = Args { require_authorization: "token".into(), ..args() };
+        assert!(matches!(Config::from_args(args, |_| None).unwrap().authorization.required, Required::Token));
+    }
+
+    #[test]
     fn metrics_are_served_at_the_address_of_the_downward_api() {
         for (text, address) in [
             ("10.0.0.1", "10.0.0.1:9903"),
@@ -366,6 +403,8 @@ mod tests {
             listen: vec!["0.0.0.0:9902".into(), "nonsense".into()],
             metrics_listen: "9903".into(),
             identity: "guess".into(),
+            require_authorization: "yes".into(),
+            authorization_audience: vec!["rolecall".into(), String::new()],
             session_duration: "3600".into(),
             session_name: "{who}".into(),
             sts_endpoint_url: Some("sts".into()),
@@ -381,6 +420,8 @@ mod tests {
             "listen",
             "metrics-listen",
             "identity",
+            "require-authorization",
+            "authorization-audience",
             "session-duration",
             "session-name",
             "sts-endpoint-url",
@@ -394,7 +435,7 @@ mod tests {
                 "{flag}: {mistakes:?}"
             );
         }
-        assert_eq!(mistakes.len(), 12, "two listeners are wrong");
+        assert_eq!(mistakes.len(), 14, "two listeners are wrong");
     }
 
     #[test]

@@ -6,11 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use futures_util::future::BoxFuture;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, Reviewed, Verdict};
 use crate::credentials::Credentials;
+use crate::identity::authorization::{self, Authorization};
 use crate::identity::evidence::Source;
 use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
 use crate::metrics::Metrics;
@@ -36,6 +41,8 @@ pub struct FakeCluster {
     delay: Mutex<Duration>,
     lists: AtomicU64,
     tokens: Mutex<Vec<PodUid>>,
+    good: Mutex<BTreeMap<String, Reviewed>>,
+    reviews: AtomicU64,
 }
 
 impl FakeCluster {
@@ -69,6 +76,28 @@ impl FakeCluster {
         locked(&self.tokens).clone()
     }
 
+    /// From now on this token is good, and whose it is.
+    pub fn accept(&self, token: &str, reviewed: Reviewed) {
+        locked(&self.good).insert(token.to_owned(), reviewed);
+    }
+
+    /// From now on this token is not good any more.
+    pub fn reject(&self, token: &str) {
+        locked(&self.good).remove(token);
+    }
+
+    /// A good token of that pod for the agent's default audience.
+    pub fn token_of(&self, pod: &Pod) -> String {
+        let token = token_of(pod, authorization::AUDIENCE, Duration::from_secs(600));
+        self.accept(&token, reviewed(pod, authorization::AUDIENCE));
+        token
+    }
+
+    /// TokenReviews so far.
+    pub fn reviews(&self) -> u64 {
+        self.reviews.load(Ordering::Relaxed)
+    }
+
     async fn answer(&self) -> Result<(), cluster::Error> {
         let delay = *locked(&self.delay);
         tokio::time::sleep(delay).await;
@@ -99,6 +128,49 @@ impl Cluster for FakeCluster {
             }
             Ok(BoundToken::new(format!("token of {}", pod.uid).into(), life))
         })
+    }
+
+    fn review_token<'a>(
+        &'a self,
+        token: &'a SecretString,
+        _audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Verdict, cluster::Error>> {
+        Box::pin(async move {
+            self.reviews.fetch_add(1, Ordering::Relaxed);
+            self.answer().await?;
+            let reviewed = locked(&self.good).get(token.expose_secret()).cloned();
+            Ok(reviewed.map_or_else(|| Verdict::Bad("the test said so".into()), Verdict::Good))
+        })
+    }
+}
+
+/// A JWT with these claims, which nobody has signed.
+pub fn jwt(claims: &Value) -> String {
+    let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}.c2lnbmF0dXJl", part(&json!({"alg": "RS256"})), part(claims))
+}
+
+/// What a token of that pod looks like; no two are the same.
+pub fn token_of(pod: &Pod, audience: &str, life: Duration) -> String {
+    let account = &pod.service_account;
+    jwt(&json!({
+        "aud": [audience],
+        "exp": time::plus(time::now(), life).as_second(),
+        "sub": format!("system:serviceaccount:{}:{}", account.namespace, account.name),
+        "jti": fastrand::u64(..).to_string(),
+        "kubernetes.io": {"namespace": &*account.namespace, "pod": {"name": &*pod.name, "uid": pod.uid.as_str()}},
+    }))
+}
+
+/// What the API server says of a good token of that pod.
+pub fn reviewed(pod: &Pod, audience: &str) -> Reviewed {
+    let account = &pod.service_account;
+    Reviewed {
+        user: format!("system:serviceaccount:{}:{}", account.namespace, account.name),
+        audiences: vec![audience.into()],
+        pod_name: Some(pod.name.to_string()),
+        pod_uid: Some(pod.uid.to_string()),
+        credential_id: Some("JTI=the-token-id".into()),
     }
 }
 
@@ -233,11 +305,21 @@ impl World {
 
     /// With evidence from `source`, and access lines to `out`.
     pub fn with_evidence(source: Source, out: impl std::io::Write + Send + 'static) -> Self {
+        Self::with_authorization(source, Authorization::default(), out)
+    }
+
+    /// With evidence from `source`, callers' Authorization judged so, and access lines to `out`.
+    pub fn with_authorization(
+        source: Source,
+        authorization: Authorization,
+        out: impl std::io::Write + Send + 'static,
+    ) -> Self {
         let (cluster, sts) = (Arc::new(FakeCluster::default()), Arc::new(FakeSts::default()));
         let metrics = Arc::new(Metrics::new());
         let lines = Lines::start(out, metrics.dropped_lines.clone()).expect("a thread can be started");
         let app = App::new(
             source,
+            authorization,
             Defaults::of_node("node-1"),
             Arc::clone(&cluster) as _,
             Arc::clone(&sts) as _,

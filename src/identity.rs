@@ -7,11 +7,18 @@
 //! `--identity=kernel`: [`kernel`] names the pod's UID before a byte is parsed, and the kube API must agree: that pod
 //! is live on this node, and the source address is no other live pod's.
 
+//!
+//! Callers on the host network, pods and other processes alike, look the same to both. They are answered only by a token
+//! that the API server ties to a live hostNetwork pod of this node ([`review`]), judged anew for each request. Whoever
+//! reads such a pod's token file on the host can be that pod; nothing here tells the two apart.
+
+pub mod authorization;
 pub mod confirm;
 pub mod evidence;
 #[cfg(target_os = "linux")]
 pub mod kernel;
 pub mod pods;
+mod review;
 pub mod watch;
 
 use std::net::IpAddr;
@@ -19,10 +26,12 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
+use self::authorization::{Authorization, Fault, Presented, Token};
 use self::confirm::{Confirmations, Listed};
 pub use self::evidence::Caller;
 use self::evidence::{Doubt, Evidence, Source};
 use self::pods::{Pod, PodUid, Pods};
+use self::review::{Reviews, Subject};
 use crate::cluster::Cluster;
 
 /// Why a caller is not known to be a pod of this node.
@@ -30,7 +39,7 @@ use crate::cluster::Cluster;
 pub enum Error {
     /// The source is the node itself: a hostNetwork pod or a host process.
     #[error(
-        "{address} is this node's own address: host processes and hostNetwork pods are not answered by address"
+        "{address} is this node's own: a hostNetwork pod must show its token, and host processes are not answered"
     )]
     Host {
         /// The source address.
@@ -95,6 +104,27 @@ pub enum Error {
         /// The pod that the kernel shows.
         uid: PodUid,
     },
+    /// An Authorization header is needed.
+    #[error("an Authorization header is required")]
+    AuthorizationRequired,
+    /// There is one, and it is not good.
+    #[error("the Authorization header is not valid: {0}")]
+    AuthorizationInvalid(Fault),
+    /// The two authorities disagree: a good token, but another pod (or the host) opened the connection.
+    #[error("the token is of pod {uid}, which did not open this connection")]
+    NotItsToken {
+        /// Whose token it is.
+        uid: PodUid,
+    },
+    /// The API server did not say whose token it is.
+    #[error("the token could not be reviewed: {why}")]
+    NotReviewed {
+        /// What it said instead.
+        why: String,
+    },
+    /// This source has shown more tokens than its share.
+    #[error("too many tokens to review; ask again")]
+    TooManyReviews,
 }
 
 impl Error {
@@ -104,9 +134,13 @@ impl Error {
             Self::Host { .. } | Self::Gone { .. } | Self::NoSuchPod { .. } => "CallerNotIdentified",
             Self::Ambiguous { .. } => "CallerAmbiguous",
             Self::NotKnownYet { .. } | Self::Terminating { .. } => "PodNotKnownYet",
-            Self::NotSynced | Self::Unconfirmed { .. } => "KubeUnavailable",
-            Self::NotItsAddress { .. } => "SourceMismatch",
+            Self::NotSynced | Self::Unconfirmed { .. } | Self::NotReviewed { .. } => "KubeUnavailable",
+            // Not `AuthorizationInvalid`: the token is good, so it is somebody else's, which an operator should see.
+            Self::NotItsAddress { .. } | Self::NotItsToken { .. } => "SourceMismatch",
             Self::Unattested { doubt, .. } => doubt.code(),
+            Self::AuthorizationRequired => "AuthorizationRequired",
+            Self::AuthorizationInvalid(_) => "AuthorizationInvalid",
+            Self::TooManyReviews => "Overloaded",
         }
     }
 }
@@ -115,12 +149,40 @@ impl Error {
 #[derive(Clone, Debug)]
 pub struct AttestedPod {
     pod: Arc<Pod>,
+    proof: Proof,
+    credential_id: Option<Arc<str>>,
+}
+
+/// What names the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    Address,
+    Kernel,
+    Token,
 }
 
 impl AttestedPod {
     /// The pod object, as the kube API shows it.
     pub fn pod(&self) -> &Arc<Pod> {
         &self.pod
+    }
+
+    /// What names it: `kernel`, `address` or `token`.
+    pub fn evidence(&self) -> &'static str {
+        match self.proof {
+            Proof::Address => "address",
+            Proof::Kernel => "kernel",
+            Proof::Token => "token",
+        }
+    }
+
+    /// `JTI=…` of the token in Authorization, as the API server's audit log has it; none where no token was reviewed.
+    pub fn credential_id(&self) -> Option<&str> {
+        self.credential_id.as_deref()
+    }
+
+    fn new(pod: Arc<Pod>, proof: Proof) -> Self {
+        Self { pod, proof, credential_id: None }
     }
 }
 
@@ -172,40 +234,110 @@ fn agree(address: IpAddr, uid: &PodUid, mine: Option<Arc<Pod>>, others: usize) -
     }
 }
 
+/// The API server says whose token it is; `pod` is what the kube API shows under that UID. Only a pod on the host network
+/// is named by its token alone: any other one's connections do not come from there, so somebody else has its token.
+fn agree_on_the_host(subject: &Subject, pod: Option<Arc<Pod>>) -> Result<Arc<Pod>, Error> {
+    match pod {
+        Some(pod) if pod.live() && pod.host_network && subject.is(&pod) => Ok(pod),
+        Some(pod) if pod.live() => Err(Error::NotItsToken { uid: subject.uid.clone() }),
+        _ => Err(Error::AuthorizationInvalid(Fault::NotHere(subject.uid.clone()))),
+    }
+}
+
 /// Tells who is calling.
 pub struct Identity {
     pods: Arc<Pods>,
     confirmations: Confirmations,
+    authorization: Authorization,
+    reviews: Reviews,
 }
 
 impl Identity {
-    /// Identity by evidence from `source`: `pods` is what the watch shows, `cluster` confirms it.
-    pub fn new(source: &Source, pods: Arc<Pods>, cluster: Arc<dyn Cluster>) -> Self {
+    /// Identity by evidence from `source`: `pods` is what the watch shows, `cluster` confirms it, and reviews tokens.
+    pub fn new(
+        source: &Source,
+        authorization: Authorization,
+        pods: Arc<Pods>,
+        cluster: Arc<dyn Cluster>,
+    ) -> Self {
         // Only an address needs the API server's word before it is believed.
         let ahead = matches!(source, Source::Address);
+        let reviews = Reviews::new(Arc::clone(&cluster), &authorization.audiences);
         let confirmations = Confirmations::start(Arc::clone(&pods), cluster, ahead);
-        Self { pods, confirmations }
+        Self { pods, confirmations, authorization, reviews }
     }
 
-    /// The pod behind `caller`. The first request of a connection settles which pod it is; later ones check that
-    /// it is still that pod's.
+    /// The pod behind `caller`, who presents this with its request. The first request of a connection settles which pod
+    /// it is; later ones check that it is still that pod's. What is presented is judged anew each time.
     ///
     /// # Errors
     /// [`Error`]: any doubt. Nothing of a failure is remembered.
-    pub async fn attest(&self, caller: &Caller, deadline: Instant) -> Result<AttestedPod, Error> {
-        match caller.evidence() {
-            Evidence::Address => {}
-            Evidence::Kernel(Ok(uid)) => return self.vouched(caller, uid, deadline).await,
-            Evidence::Kernel(Err(doubt)) => {
-                return Err(Error::Unattested { address: caller.address(), doubt: doubt.clone() });
+    pub async fn attest(
+        &self,
+        caller: &Caller,
+        presented: &Presented,
+        deadline: Instant,
+    ) -> Result<AttestedPod, Error> {
+        self.authorization.admits(presented)?;
+        let attested = match (self.by_evidence(caller, deadline).await, presented.token()) {
+            (Err(Error::Host { .. }), Some(token)) if caller.may_be_host() => {
+                return self.by_token(caller, token, deadline).await;
             }
+            (attested, _) => attested?,
+        };
+        match presented.token().filter(|token| self.authorization.judges(token)) {
+            Some(token) => self.by_both(attested, caller, token, deadline).await,
+            None => Ok(attested),
         }
-        if let Some(uid) = caller.pod() {
-            return self.still(caller.address(), uid);
+    }
+
+    async fn by_evidence(&self, caller: &Caller, deadline: Instant) -> Result<AttestedPod, Error> {
+        match caller.evidence() {
+            Evidence::Kernel(Ok(uid)) => self.vouched(caller, uid, deadline).await,
+            Evidence::Kernel(Err(Doubt::Host)) => Err(Error::Host { address: caller.address() }),
+            Evidence::Kernel(Err(doubt)) => {
+                Err(Error::Unattested { address: caller.address(), doubt: doubt.clone() })
+            }
+            Evidence::Address => match caller.pod() {
+                Some(uid) => self.still(caller.address(), uid),
+                None => {
+                    let pod = self.settle(caller, deadline).await?;
+                    caller.settle(pod.uid.clone());
+                    Ok(AttestedPod::new(pod, Proof::Address))
+                }
+            },
         }
-        let pod = self.settle(caller, deadline).await?;
-        caller.settle(pod.uid.clone());
-        Ok(AttestedPod { pod })
+    }
+
+    /// The hostNetwork pod that the token names. Nothing of it stays with the connection: the next request may be of
+    /// another process.
+    async fn by_token(
+        &self,
+        caller: &Caller,
+        token: &Token,
+        deadline: Instant,
+    ) -> Result<AttestedPod, Error> {
+        let asked = Instant::now();
+        let subject = self.reviews.subject(token, caller.address(), deadline).await?;
+        let agree = |pod, _| agree_on_the_host(&subject, pod);
+        let pod = self.agreed(caller.address(), &subject.uid, asked, deadline, agree).await?;
+        let credential_id = subject.credential_id.clone();
+        Ok(AttestedPod { pod, proof: Proof::Token, credential_id })
+    }
+
+    /// The pod that the evidence names, if the token names it, too.
+    async fn by_both(
+        &self,
+        attested: AttestedPod,
+        caller: &Caller,
+        token: &Token,
+        deadline: Instant,
+    ) -> Result<AttestedPod, Error> {
+        let subject = self.reviews.subject(token, caller.address(), deadline).await?;
+        if !subject.is(&attested.pod) {
+            return Err(Error::NotItsToken { uid: subject.uid.clone() });
+        }
+        Ok(AttestedPod { credential_id: subject.credential_id.clone(), ..attested })
     }
 
     /// The pod's object must be there, must still show the address, and nobody else may show it who could be the
@@ -213,25 +345,40 @@ impl Identity {
     fn still(&self, address: IpAddr, uid: &PodUid) -> Result<AttestedPod, Error> {
         let (mine, others) = self.pods.claim(address, uid);
         match mine {
-            Some(pod) if pod.live() && others == 0 => Ok(AttestedPod { pod }),
+            Some(pod) if pod.live() && others == 0 => Ok(AttestedPod::new(pod, Proof::Address)),
             Some(pod) if pod.live() => Err(Error::Ambiguous { address, count: others + 1 }),
             _ => Err(Error::Gone { address }),
         }
     }
 
-    /// What the kernel shows, if the kube API agrees. Where the watch does not, it may be behind: a quorum list, begun
-    /// after what is asked about, then has the last word. So a new pod need not wait for the watch, nor for its
+    /// What the kernel shows, if the kube API agrees. So a new pod need not wait for the watch, nor for its
     /// `status.podIP`, and the old owner of its address is not in its way.
     async fn vouched(&self, caller: &Caller, uid: &PodUid, deadline: Instant) -> Result<AttestedPod, Error> {
         let address = caller.address();
         // The evidence of a first request is as old as the connection, and says that the pod was there then.
         let since = if caller.pod().is_none() { caller.accepted() } else { Instant::now() };
+        let agree = |mine, others| agree(address, uid, mine, others);
+        let pod = self.agreed(address, uid, since, deadline, agree).await?;
+        caller.settle(uid.clone());
+        Ok(AttestedPod::new(pod, Proof::Kernel))
+    }
+
+    /// The pod `uid`, if what the kube API shows agrees: the pod, and how many others claim `address`. Where the watch
+    /// does not, it may be behind: a quorum list, begun after `since`, then has the last word.
+    async fn agreed(
+        &self,
+        address: IpAddr,
+        uid: &PodUid,
+        since: Instant,
+        deadline: Instant,
+        agree: impl Fn(Option<Arc<Pod>>, usize) -> Result<Arc<Pod>, Error>,
+    ) -> Result<Arc<Pod>, Error> {
         let (mut changes, mut lists) = (self.pods.changes(), self.confirmations.lists());
-        let agreed = loop {
+        loop {
             changes.mark_unchanged();
             let others = self.pods.claim(address, uid).1;
-            let refusal = match agree(address, uid, self.pods.by_uid(uid), others) {
-                Ok(pod) => break pod,
+            let refusal = match agree(self.pods.by_uid(uid), others) {
+                Ok(pod) => return Ok(pod),
                 Err(refusal) => refusal,
             };
             let listed = lists.borrow_and_update().clone().filter(|list| list.begun >= since);
@@ -240,10 +387,10 @@ impl Identity {
                     let mine = found.pods.iter().find(|pod| pod.uid == *uid).cloned();
                     let others =
                         found.pods.iter().filter(|pod| pod.uid != *uid && pod.claims(address)).count();
-                    break agree(address, uid, mine, others)?;
+                    return agree(mine, others);
                 }
-                // It is never again live, and never was on a network of its own.
-                _ if self.pods.by_uid(uid).is_some_and(|pod| !pod.live() || pod.host_network) => {
+                // What is wrong with the pod itself stays so: it is never again live, and never changes networks.
+                _ if self.pods.by_uid(uid).is_some_and(|pod| agree(Some(pod), 0).is_err()) => {
                     return Err(refusal);
                 }
                 Some(Listed { found: Err(failure), .. }) => failure.to_string(),
@@ -259,9 +406,7 @@ impl Identity {
             if timeout_at(deadline, woken).await.is_err() {
                 return Err(Error::Unconfirmed { address, why });
             }
-        };
-        caller.settle(uid.clone());
-        Ok(AttestedPod { pod: agreed })
+        }
     }
 
     async fn settle(&self, caller: &Caller, deadline: Instant) -> Result<Arc<Pod>, Error> {

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use rolecall::cluster;
 use rolecall::fakes::{FakeCluster, FakeSts, ROLE, World, denied, pod};
+use rolecall::identity::authorization::{Authorization, Required};
+use rolecall::identity::evidence::Source;
 use rolecall::identity::pods::Pod;
 use rolecall::metrics::Metrics;
 use rolecall::server;
@@ -64,17 +66,13 @@ impl Lines {
 }
 
 fn serve(world: World, lines: Lines) -> Agent {
-    serve_with(world, lines, None)
-}
-
-fn serve_with(world: World, lines: Lines, authorization: Option<&str>) -> Agent {
     let World { cluster, sts, app } = world;
     let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let (metrics, pods) = (Arc::clone(&app.metrics), Arc::clone(&app.pods));
     let (trigger, drain) = shutdown::drain();
     let mut tasks = JoinSet::new();
-    app.serve(vec![listener], authorization.map(Into::into), &drain, &mut tasks).unwrap();
+    app.serve(vec![listener], &drain, &mut tasks).unwrap();
     Agent { address, cluster, sts, metrics, pods, lines, trigger, _tasks: tasks }
 }
 
@@ -222,6 +220,7 @@ async fn only_a_direct_request_for_this_address_is_answered() {
         "Host: ".to_owned(),
         "X-No: host".to_owned(),
         format!("{own}\r\nHost: evil.example.com"),
+        format!("{own}\r\nAuthorization: one\r\nAuthorization: two"),
         format!("{own}\r\nX-Forwarded-For: 10.0.0.1"),
         format!("{own}\r\nForwarded: for=10.0.0.1"),
         format!("{own}\r\nOrigin: http://evil.example.com"),
@@ -436,9 +435,10 @@ async fn a_removed_or_changed_annotation_counts_at_once() {
 #[tokio::test]
 async fn where_a_value_is_required_only_that_value_is_accepted() {
     let lines = Lines::default();
-    let world = World::writing_to(lines.clone());
+    let word = Authorization { required: Required::Word("the-value".into()), audiences: vec![] };
+    let world = World::with_authorization(Source::Address, word, lines.clone());
     world.pod_with_role("web", WEB);
-    let agent = serve_with(world, lines, Some("the-value"));
+    let agent = serve(world, lines);
     let with = |value: &str| {
         request(agent.address).replace("Accept:", &format!("Authorization: {value}\r\nAccept:"))
     };

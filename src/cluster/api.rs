@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::slim::SlimPod;
-use super::{Cluster, Error};
+use super::{Cluster, Error, Verdict, review};
 use crate::identity::pods::Pod;
 use crate::token::BoundToken;
 
@@ -125,6 +125,14 @@ impl Cluster for KubeApi {
         life: Duration,
     ) -> BoxFuture<'a, Result<BoundToken, Error>> {
         self.create_token(pod, audience, life).boxed()
+    }
+
+    fn review_token<'a>(
+        &'a self,
+        token: &'a SecretString,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Verdict, Error>> {
+        review::ask(&self.client, token, audiences, DEADLINE).boxed()
     }
 }
 

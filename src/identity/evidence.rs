@@ -86,8 +86,8 @@ pub(super) enum Evidence {
 /// Why the kernel's evidence names no pod.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Doubt {
-    /// It came in by `lo`: a host process or a hostNetwork pod.
-    #[error("host processes and hostNetwork pods are not answered by address")]
+    /// It came in by `lo`: a host process or a hostNetwork pod. Only a token can say which.
+    #[error("the connection came from the host itself")]
     Host,
     /// It came in by a link that has no pod at its other end: an uplink, a tunnel, a VPN.
     #[error("the connection came in by {link}, which is no pod's link")]
@@ -191,6 +191,11 @@ impl Caller {
     /// A host process is seen under the address it dials, or under loopback.
     pub(super) fn is_host(&self) -> bool {
         self.peer.ip() == self.local || self.peer.ip().is_loopback()
+    }
+
+    /// May a token say who this is? Where the kernel names a pod, or doubts, no token changes that.
+    pub(super) fn may_be_host(&self) -> bool {
+        matches!(self.evidence, Evidence::Address | Evidence::Kernel(Err(Doubt::Host)))
     }
 
     pub(super) fn evidence(&self) -> &Evidence {

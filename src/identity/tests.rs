@@ -17,7 +17,12 @@ struct Node {
 impl Node {
     fn new() -> Self {
         let (pods, cluster) = (Arc::new(Pods::default()), Arc::new(FakeCluster::default()));
-        let identity = Identity::new(&Source::Address, Arc::clone(&pods), Arc::clone(&cluster) as _);
+        let identity = Identity::new(
+            &Source::Address,
+            Authorization::default(),
+            Arc::clone(&pods),
+            Arc::clone(&cluster) as _,
+        );
         Self { pods, cluster, identity }
     }
 
@@ -35,7 +40,7 @@ impl Node {
     }
 
     async fn ask(&self, caller: &Caller) -> Result<String, Error> {
-        let attested = self.identity.attest(caller, Instant::now() + HOLD).await?;
+        let attested = self.identity.attest(caller, &Presented::Nothing, Instant::now() + HOLD).await?;
         Ok(attested.pod().name.to_string())
     }
 }

@@ -12,15 +12,15 @@ use http::header::{AUTHORIZATION, HOST, ORIGIN, REFERER};
 use http::{HeaderValue, Method, Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::Serialize;
-use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
 use super::reply::{self, Refusal, RequestError};
 use crate::broker::{Broker, Trail};
 use crate::credentials::Credentials;
 use crate::identity::Caller;
+use crate::identity::authorization::Presented;
 use crate::metrics::Metrics;
 use crate::role::RolePlan;
 use crate::telemetry::{Access, Lines};
@@ -38,18 +38,16 @@ pub struct Endpoint {
     metrics: Arc<Metrics>,
     lines: Arc<Lines>,
     hosts: Vec<IpAddr>,
-    authorization: Option<SecretString>,
     instance: HeaderValue,
 }
 
 impl Endpoint {
-    /// An endpoint that answers to the addresses of `listeners`; with `authorization`, only to who presents it.
+    /// An endpoint that answers to the addresses of `listeners`.
     pub fn new(
         broker: Broker,
         metrics: Arc<Metrics>,
         lines: Arc<Lines>,
         listeners: &[SocketAddr],
-        authorization: Option<SecretString>,
         instance: &str,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -57,7 +55,6 @@ impl Endpoint {
             metrics,
             lines,
             hosts: listeners.iter().map(SocketAddr::ip).collect(),
-            authorization,
             instance: HeaderValue::from_str(instance).expect("an instance is hex digits"),
         })
     }
@@ -94,14 +91,14 @@ impl Connection {
     async fn checked(
         self: Arc<Self>,
         begun: Instant,
-        checked: Result<(), RequestError>,
+        checked: Result<Presented, RequestError>,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         let endpoint = &*self.endpoint;
         let mut trail = Trail::default();
         let answer = match checked {
-            Ok(()) => endpoint
+            Ok(presented) => endpoint
                 .broker
-                .credentials(&self.caller, begun + HOLD, &mut trail)
+                .credentials(&self.caller, &presented, begun + HOLD, &mut trail)
                 .await
                 .map_err(Refusal::Broker),
             Err(refused) => Err(Refusal::Request(refused)),
@@ -123,9 +120,10 @@ impl Connection {
 }
 
 impl Endpoint {
-    /// The rules that need no identity, in one pass over the headers.
-    fn check<B>(&self, request: &Request<B>) -> Result<(), RequestError> {
-        let (mut bytes, mut host, mut presented) = (0, None, None);
+    /// The rules that need no identity, in one pass over the headers. What Authorization holds is read here, and judged
+    /// by [`crate::identity`].
+    fn check<B>(&self, request: &Request<B>) -> Result<Presented, RequestError> {
+        let (mut bytes, mut host, mut authorization) = (0, None, None);
         for (name, value) in request.headers() {
             bytes += name.as_str().len() + value.len();
             if name == HOST {
@@ -133,7 +131,9 @@ impl Endpoint {
                     return Err(RequestError::NotDirect("two Host headers"));
                 }
             } else if name == AUTHORIZATION {
-                presented = Some(value);
+                if authorization.replace(value).is_some() {
+                    return Err(RequestError::NotDirect("two Authorization headers"));
+                }
             } else if name == ORIGIN || name == REFERER || name.as_str().starts_with("sec-fetch-") {
                 return Err(RequestError::NotDirect("a browser sent this"));
             } else if name == "x-forwarded-for" || name == "forwarded" {
@@ -158,7 +158,7 @@ impl Endpoint {
         if request.method() != Method::GET {
             return Err(RequestError::MethodNotAllowed);
         }
-        self.authorize(presented)
+        Ok(authorization.map_or(Presented::Nothing, |value| Presented::new(value.as_bytes())))
     }
 
     fn is_ours(&self, host: &HeaderValue) -> bool {
@@ -168,15 +168,6 @@ impl Endpoint {
         let address =
             address.or_else(|_| host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>());
         address.is_ok_and(|address| self.hosts.contains(&address))
-    }
-
-    fn authorize(&self, presented: Option<&HeaderValue>) -> Result<(), RequestError> {
-        let Some(expected) = &self.authorization else { return Ok(()) };
-        let presented = presented.ok_or(RequestError::AuthorizationRequired)?.as_bytes();
-        // SDKs send the variable's value as it is; others put "Bearer " before it.
-        let presented = presented.strip_prefix(b"Bearer ").unwrap_or(presented);
-        let same = presented.ct_eq(expected.expose_secret().as_bytes());
-        if same.into() { Ok(()) } else { Err(RequestError::AuthorizationInvalid) }
     }
 }
 

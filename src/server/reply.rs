@@ -11,6 +11,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, R
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
+use crate::identity::authorization::Fault;
 use crate::identity::evidence::Doubt;
 use crate::{broker, cluster, exchange, identity, role, sts};
 
@@ -36,12 +37,6 @@ pub enum RequestError {
     /// A browser, a proxy or a rebound name sent it, not an SDK.
     #[error("{0}: credentials are given only to a direct request for this address")]
     NotDirect(&'static str),
-    /// `--require-authorization`, and no such header.
-    #[error("an Authorization header is required")]
-    AuthorizationRequired,
-    /// It is there, and not good.
-    #[error("the Authorization header is not valid")]
-    AuthorizationInvalid,
 }
 
 impl RequestError {
@@ -52,8 +47,6 @@ impl RequestError {
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::HeadersTooLarge => "HeadersTooLarge",
             Self::NotDirect(_) => "RequestNotDirect",
-            Self::AuthorizationRequired => "AuthorizationRequired",
-            Self::AuthorizationInvalid => "AuthorizationInvalid",
         }
     }
 }
@@ -86,9 +79,6 @@ impl Refusal {
                 RequestError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
                 RequestError::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 RequestError::NotDirect(_) => StatusCode::FORBIDDEN,
-                RequestError::AuthorizationRequired | RequestError::AuthorizationInvalid => {
-                    StatusCode::UNAUTHORIZED
-                }
             },
             Self::Broker(err) => match err {
                 broker::Error::Identity(err) => match err {
@@ -97,9 +87,15 @@ impl Refusal {
                     | identity::Error::Ambiguous { .. }
                     | identity::Error::Gone { .. }
                     | identity::Error::NoSuchPod { .. }
-                    | identity::Error::NotItsAddress { .. } => StatusCode::FORBIDDEN,
+                    | identity::Error::NotItsAddress { .. }
+                    | identity::Error::NotItsToken { .. } => StatusCode::FORBIDDEN,
+                    // Go, Rust, Java, C++ stop at once; every SDK reads its token file again for the next try.
+                    identity::Error::AuthorizationRequired | identity::Error::AuthorizationInvalid(_) => {
+                        StatusCode::UNAUTHORIZED
+                    }
                     // The pod's next connection may find its bucket filled again.
-                    identity::Error::Unattested { doubt: Doubt::Busy, .. } => StatusCode::SERVICE_UNAVAILABLE,
+                    identity::Error::Unattested { doubt: Doubt::Busy, .. }
+                    | identity::Error::TooManyReviews => StatusCode::SERVICE_UNAVAILABLE,
                     identity::Error::Unattested {
                         doubt:
                             Doubt::Host
@@ -116,7 +112,8 @@ impl Refusal {
                     identity::Error::NotKnownYet { .. }
                     | identity::Error::Terminating { .. }
                     | identity::Error::NotSynced
-                    | identity::Error::Unconfirmed { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                    | identity::Error::Unconfirmed { .. }
+                    | identity::Error::NotReviewed { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 },
                 broker::Error::NotWatchedYet(_) => StatusCode::SERVICE_UNAVAILABLE,
                 broker::Error::Role(err) => match err {
@@ -158,6 +155,12 @@ impl Refusal {
             Self::Broker(broker::Error::Identity(identity::Error::Unconfirmed { address, .. })) => {
                 format!("the kube API did not confirm {address} in time; ask again").into()
             }
+            Self::Broker(broker::Error::Identity(identity::Error::NotReviewed { .. })) => {
+                "the kube API did not say in time whose token it is; ask again".into()
+            }
+            Self::Broker(broker::Error::Identity(identity::Error::AuthorizationInvalid(
+                Fault::NotAccepted(_),
+            ))) => "the API server does not accept the token in Authorization: it may have expired".into(),
             other => other.to_string().into(),
         }
     }

@@ -97,7 +97,7 @@ pub fn with_agent_over<T>(
                 bound.send(()).unwrap();
                 let _ = gone.await;
                 ready.send(Agent { cluster, sts, pods, accounts }).unwrap();
-                app.serve(listeners.into(), None, &drain, &mut tasks).unwrap();
+                app.serve(listeners.into(), &drain, &mut tasks).unwrap();
                 let _ = stopped.await;
             });
         });
