@@ -2,7 +2,7 @@
 //!
 //! Real are the agent (the binary that ships, on its default addresses, with the ServiceAccount and the rights that ship), the API server
 //! that mints the tokens, the kernel between pod and node, and the SDKs. STS is the emulator, which checks every token against the API
-//! server's own keys and the role's trust policy. Made by hand is what a kubelet would do: namespaces, and the status of pods.
+//! server's own keys and the role's trust policy. Made by hand is what a kubelet would do: namespaces, processes' cgroups, and the status of pods.
 
 #[path = "support/agent.rs"]
 #[allow(unreachable_pub)]
@@ -15,6 +15,8 @@ mod http;
 mod net;
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "support/process.rs"]
+mod process;
 #[path = "support/proxy.rs"]
 #[allow(dead_code)]
 mod proxy;
@@ -58,5 +60,6 @@ const NAMESPACES: &[&str] = &[
     "early",
     "drained",
     "second-signal",
+    "by-address",
     "secrets",
 ];

@@ -84,10 +84,14 @@ fn a_second_signal_leaves_at_once() {
     on_the_node("second-signal", async |case| {
         let (mut agent, to) =
             case.agent("second", &case.kubeconfig("second"), &["--sts-endpoint-url", &case.sts]).await;
-        // The address is nobody's, so the question is held.
+        // STS does not answer, so the question is held.
         case.account("web").await;
-        let pod = case.pod_on("another", "web", Shape::Routed).await;
+        case.fault("web", Fault { delay_ms: 20_000, ..Fault::default() });
+        let pod = case.pod_on("second", "web", Shape::Routed).await;
         agent.until_ready().await;
+        let mut asked = pod.connect(to);
+        asked.write_all(http::request(to).as_bytes()).await.unwrap();
+        until(SOON, || agent.output(), async || (case.calls("web") == 1).then_some(())).await;
         let mut waiting = pod.connect(to);
         let begun = Instant::now();
         waiting.write_all(http::request(to).as_bytes()).await.unwrap();

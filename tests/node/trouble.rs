@@ -111,7 +111,7 @@ fn known_pods_keep_their_answers_while_the_api_server_is_away() {
         // It has noticed: a pod that it has not seen waits in vain.
         let late = case.pod_on("away", "web", Shape::Routed).await;
         let answer = late.get(to).await;
-        assert_eq!((answer.status, &*answer.code()), (503, "PodNotKnownYet"), "{answer:?}");
+        assert_eq!((answer.status, &*answer.code()), (503, "KubeUnavailable"), "{answer:?}");
         for _ in 0..20 {
             assert_eq!(pod.get(to).await.json()["AccessKeyId"], key);
         }

@@ -23,6 +23,7 @@ use crate::apiserver::ApiServer;
 use crate::http::{self, Answer};
 use crate::net;
 use crate::netns::{self, NODE_IP, NODE_IP_V6, Node};
+use crate::process::Process;
 
 /// Where the node's own agent listens.
 pub const V4: &str = "169.254.170.23:9902";
@@ -240,7 +241,8 @@ impl Case {
             }
         };
         let uid = self.pod_object(node, &name, account, &[&ip, &ipv6]).await;
-        RunningPod { name, uid, ip, ipv6, net }
+        let process = Process::of(&uid, &net);
+        RunningPod { name, uid, ip, ipv6, process, net }
     }
 
     /// A pod's object alone, and its UID: for two of them that show one address.
@@ -350,16 +352,24 @@ pub enum Shape {
     Bridged,
 }
 
-/// A pod: its namespace, and the object that the API server has of it.
+/// A pod: its namespace, a process in it, and the object that the API server has of it.
 pub struct RunningPod {
     pub name: String,
     pub uid: String,
     pub ip: String,
     pub ipv6: String,
+    process: Process,
     net: netns::Pod,
 }
 
 impl RunningPod {
+    /// The same address and cable, as if at once given to the pod with that name and UID.
+    pub fn now_runs(self, name: &str, uid: &str) -> Self {
+        drop(self.process);
+        let process = Process::of(uid, &self.net);
+        Self { name: name.to_owned(), uid: uid.to_owned(), process, ..self }
+    }
+
     /// A command in the pod.
     pub fn command(&self, program: &Path) -> Command {
         self.net.command(program.to_str().unwrap())
