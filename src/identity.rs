@@ -261,9 +261,9 @@ impl Identity {
         cluster: Arc<dyn Cluster>,
     ) -> Self {
         // Only an address needs the API server's word before it is believed.
-        let ahead = matches!(source, Source::Address);
+        let by_address = matches!(source, Source::Address);
         let reviews = Reviews::new(Arc::clone(&cluster), &authorization.audiences);
-        let confirmations = Confirmations::start(Arc::clone(&pods), cluster, ahead);
+        let confirmations = Confirmations::start(Arc::clone(&pods), cluster, by_address);
         Self { pods, confirmations, authorization, reviews }
     }
 

@@ -9,6 +9,8 @@
 mod agent;
 #[path = "support/apiserver.rs"]
 mod apiserver;
+#[path = "support/gateway.rs"]
+mod gateway;
 #[path = "support/http.rs"]
 mod http;
 #[path = "support/net.rs"]
@@ -61,5 +63,6 @@ const NAMESPACES: &[&str] = &[
     "drained",
     "second-signal",
     "by-address",
+    "stalled",
     "secrets",
 ];

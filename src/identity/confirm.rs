@@ -1,7 +1,8 @@
-//! Confirms with a quorum list what the watch shows under an address, before anything is issued for it.
+//! Quorum lists of this node's pods, for questions that the watch cannot settle.
 //!
-//! Pods that show our variable are confirmed as soon as the watch shows their address, so that their first question
-//! need not wait for it; all others when they ask.
+//! With `--identity=ip` they confirm what the watch shows under an address, before anything is issued for it: pods that
+//! show our variable as soon as the watch shows their address, so that their first question need not wait for it; all
+//! others when they ask. With `--identity=kernel` they bring the pods that the watch does not show yet.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,8 +18,9 @@ use super::pods::{Pod, PodUid, Pods};
 use super::{Claim, judge};
 use crate::cluster::{Cluster, Error};
 
-/// At most one list a second: a node's whole load on the API server for this.
-const PAUSE: Duration = Duration::from_secs(1);
+/// At most two lists a second: a node's whole load on the API server for this. Who has just missed one is held for
+/// longer than that, and gets the next.
+const PAUSE: Duration = Duration::from_millis(500);
 /// Several times the pods of a node: with IPv6 every pod that ever was has an address of its own.
 const MAX_CONFIRMED: usize = 2048;
 
@@ -48,11 +50,11 @@ pub(super) struct Confirmations {
 }
 
 impl Confirmations {
-    /// Starts the task that lists, which runs as long as this lives; `ahead` of the question, or only when asked.
-    pub(super) fn start(pods: Arc<Pods>, cluster: Arc<dyn Cluster>, ahead: bool) -> Self {
+    /// Starts the task that lists, which runs as long as this lives; for callers known `by_address`, or by the kernel.
+    pub(super) fn start(pods: Arc<Pods>, cluster: Arc<dyn Cluster>, by_address: bool) -> Self {
         let (sender, listed) = watch::channel(None);
         let (confirmed, wanted) = (Arc::<Confirmed>::default(), Arc::<Notify>::default());
-        let lister = Lister { pods, cluster, ahead, confirmed: Arc::clone(&confirmed), listed: sender };
+        let lister = Lister { pods, cluster, by_address, confirmed: Arc::clone(&confirmed), listed: sender };
         let lister = tokio::spawn(lister.run(Arc::clone(&wanted))).abort_handle();
         Self { confirmed, wanted, listed, lister }
     }
@@ -110,7 +112,7 @@ impl Confirmed {
 struct Lister {
     pods: Arc<Pods>,
     cluster: Arc<dyn Cluster>,
-    ahead: bool,
+    by_address: bool,
     confirmed: Arc<Confirmed>,
     listed: watch::Sender<Option<Listed>>,
 }
@@ -127,9 +129,13 @@ impl Lister {
                 }
             }
             let begun = Instant::now();
+            // What follows a caller that the kernel vouches for (ServiceAccount, plan, token) starts from known pods.
+            let listing = (!self.by_address).then(|| self.pods.begin_list());
             let found = self.cluster.pods_now().await.map(|now| Arc::new(Found::new(now)));
-            if let Ok(found) = &found {
-                self.confirm(&found.alone);
+            match (&found, listing) {
+                (Ok(found), Some(listing)) => listing.learn(&found.pods),
+                (Ok(found), None) => self.confirm(&found.alone),
+                (Err(_), _) => {}
             }
             let failed = found.is_err();
             self.listed.send_replace(Some(Listed { begun, found }));
@@ -146,7 +152,7 @@ impl Lister {
 
     /// Is there a pod that will ask, and that the watch shows alone under an address not confirmed for it?
     fn expected(&self) -> bool {
-        if !self.ahead {
+        if !self.by_address {
             return false;
         }
         let asking = self.pods.all().into_iter().filter(|pod| pod.asks && !pod.host_network);

@@ -4,9 +4,10 @@
 //! terminating pod's address is given out again before its object goes (measured on a real cluster). The
 //! index therefore holds every claim; [`crate::identity`] decides which of them may be believed.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use dashmap::DashMap;
 use tokio::sync::watch;
@@ -87,14 +88,31 @@ impl Pod {
     }
 }
 
-/// The index. All writes come from one watch; readers never wait for it.
+/// The index. Writes come from the watch, and from lists that are ahead of it; readers wait for neither.
 #[derive(Debug)]
 pub struct Pods {
     by_uid: DashMap<PodUid, Arc<Pod>>,
     by_address: DashMap<IpAddr, Vec<Arc<Pod>>>,
+    /// Held by whoever writes. While a list is under way: what was forgotten since it began.
+    forgotten: Mutex<Option<Forgotten>>,
     /// Counts changes; waiters are woken by it, so nobody polls.
     generation: watch::Sender<u64>,
     synced: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Forgotten {
+    pods: HashSet<PodUid>,
+    /// The watch began anew, so any pod may have been.
+    all: bool,
+}
+
+/// A list of this node's pods that is under way.
+#[derive(Debug)]
+pub struct Listing<'p> {
+    pods: &'p Pods,
+    /// The pods that were known when it began.
+    known: HashSet<PodUid>,
 }
 
 impl Default for Pods {
@@ -102,6 +120,7 @@ impl Default for Pods {
         Self {
             by_uid: DashMap::new(),
             by_address: DashMap::new(),
+            forgotten: Mutex::default(),
             generation: watch::Sender::new(0),
             synced: watch::Sender::new(false),
         }
@@ -111,6 +130,7 @@ impl Default for Pods {
 impl Pods {
     /// Takes a pod as the API server shows it now.
     pub fn apply(&self, pod: Pod) {
+        let _writing = self.write();
         if self.insert(pod) {
             self.changed();
         }
@@ -118,16 +138,29 @@ impl Pods {
 
     /// Forgets a pod that the API server no longer has.
     pub fn delete(&self, uid: &PodUid) {
-        if let Some((_, pod)) = self.by_uid.remove(uid) {
-            self.unindex(&pod);
+        let mut forgotten = self.write();
+        if let Some(forgotten) = &mut *forgotten {
+            forgotten.pods.insert(uid.clone());
+        }
+        if self.remove(uid) {
             self.changed();
         }
+    }
+
+    /// Begins a quorum list of this node's pods. One at a time.
+    pub fn begin_list(&self) -> Listing<'_> {
+        *self.write() = Some(Forgotten::default());
+        Listing { pods: self, known: self.by_uid.iter().map(|entry| entry.key().clone()).collect() }
     }
 
     /// Takes a whole list: what it lacks is gone. A relist that only added would leave ghosts, and a ghost's
     /// address would hand its role to the next pod.
     pub fn reset(&self, pods: Vec<Pod>) {
-        let listed: std::collections::HashSet<PodUid> = pods.iter().map(|pod| pod.uid.clone()).collect();
+        let mut forgotten = self.write();
+        if let Some(forgotten) = &mut *forgotten {
+            forgotten.all = true;
+        }
+        let listed: HashSet<PodUid> = pods.iter().map(|pod| pod.uid.clone()).collect();
         let gone: Vec<PodUid> = self
             .by_uid
             .iter()
@@ -135,9 +168,7 @@ impl Pods {
             .map(|entry| entry.key().clone())
             .collect();
         for uid in gone {
-            if let Some((_, pod)) = self.by_uid.remove(&uid) {
-                self.unindex(&pod);
-            }
+            self.remove(&uid);
         }
         for pod in pods {
             self.insert(pod);
@@ -195,6 +226,16 @@ impl Pods {
         let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
     }
 
+    fn write(&self) -> MutexGuard<'_, Option<Forgotten>> {
+        self.forgotten.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn remove(&self, uid: &PodUid) -> bool {
+        let Some((_, pod)) = self.by_uid.remove(uid) else { return false };
+        self.unindex(&pod);
+        true
+    }
+
     fn insert(&self, pod: Pod) -> bool {
         if self.by_uid.get(&pod.uid).is_some_and(|old| **old == pod) {
             return false; // A watch repeats itself; waiters need not wake for that.
@@ -220,6 +261,41 @@ impl Pods {
 
     fn changed(&self) {
         self.generation.send_modify(|generation| *generation += 1);
+    }
+}
+
+impl Listing<'_> {
+    /// Takes from the list what the watch can only confirm, however far behind or ahead it is: pods that it has never
+    /// shown, and that those which the list lacks are gone. A UID is never given out twice, and a quorum read is no
+    /// older than what was known when it began. Of a pod that both show, only the watch can tell which state is newer.
+    pub fn learn(self, listed: &[Arc<Pod>]) {
+        let Self { pods, known } = &self;
+        let mut changed = false;
+        let writing = pods.write();
+        match &*writing {
+            // A pod that is new to us may be one that the watch, begun anew, knows to be gone.
+            Some(forgotten) if !forgotten.all => {
+                let there: HashSet<&PodUid> = listed.iter().map(|pod| &pod.uid).collect();
+                for uid in known.iter().filter(|uid| !there.contains(uid)) {
+                    changed |= pods.remove(uid);
+                }
+                for pod in listed {
+                    if !forgotten.pods.contains(&pod.uid) && !pods.by_uid.contains_key(&pod.uid) {
+                        changed |= pods.insert((**pod).clone());
+                    }
+                }
+            }
+            _ => {}
+        }
+        if changed {
+            pods.changed();
+        }
+    }
+}
+
+impl Drop for Listing<'_> {
+    fn drop(&mut self) {
+        *self.pods.write() = None;
     }
 }
 

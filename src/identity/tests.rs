@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::*;
-use crate::fakes::{FakeCluster, pod};
+use crate::fakes::{FakeCluster, ROLE, World, account, pod};
 
 const HOLD: Duration = Duration::from_millis(900);
 
@@ -24,6 +24,16 @@ impl Node {
             Arc::clone(&cluster) as _,
         );
         Self { pods, cluster, identity }
+    }
+
+    /// The same where the kernel vouches for callers.
+    fn kernel(pods: &[&Pod]) -> Self {
+        let node = Self::new();
+        let confirmations =
+            Confirmations::start(Arc::clone(&node.pods), Arc::clone(&node.cluster) as _, false);
+        let node = Self { identity: Identity { confirmations, ..node.identity }, ..node };
+        node.set(pods);
+        node
     }
 
     /// Watch and quorum list agree on these pods.
@@ -59,7 +69,7 @@ fn terminating(pod: Pod) -> Pod {
 
 const IP: &str = "10.0.0.7";
 
-/// At most one list a second, and one that began before a connection confirms nothing for it.
+/// At most two lists a second, and one that began before a connection confirms nothing for it.
 async fn next_list_is_due() {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
@@ -217,7 +227,7 @@ async fn an_address_whose_pod_changed_is_confirmed_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_of_new_pods_costs_one_list_a_second() {
+async fn a_burst_of_new_pods_costs_one_list() {
     let pods: Vec<Pod> = (1..=110).map(|n| pod(&format!("p{n}"), &format!("10.0.1.{n}"))).collect();
     let node = Node::with(&pods.iter().collect::<Vec<_>>());
     let callers: Vec<Caller> = pods.iter().map(|pod| caller(&pod.addresses[0].to_string())).collect();
@@ -296,14 +306,14 @@ fn vouched(name: &str, address: &str) -> Caller {
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_the_kernel_shows_needs_no_list_and_no_address() {
-    let node = Node::with(&[&Pod { addresses: vec![], ..pod("web", IP) }, &pod("other", "10.0.0.8")]);
+    let node = Node::kernel(&[&Pod { addresses: vec![], ..pod("web", IP) }, &pod("other", "10.0.0.8")]);
     assert_eq!(node.ask(&vouched("web", IP)).await.unwrap(), "web");
     assert_eq!(node.cluster.lists(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_under_another_live_pods_address_is_refused_and_named() {
-    let node = Node::with(&[&pod("victim", IP), &pod("attacker", "10.0.0.8")]);
+    let node = Node::kernel(&[&pod("victim", IP), &pod("attacker", "10.0.0.8")]);
     let refusal = node.ask(&vouched("attacker", IP)).await.unwrap_err();
     assert_eq!(refusal.code(), "SourceMismatch");
     assert!(refusal.to_string().contains("uid-attacker"), "{refusal}");
@@ -311,7 +321,7 @@ async fn a_pod_under_another_live_pods_address_is_refused_and_named() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_the_watch_lacks_costs_one_list_and_no_wait_for_the_watch() {
-    let node = Node::with(&[&pod("old", IP)]);
+    let node = Node::kernel(&[&pod("old", IP)]);
     node.cluster.set_pods(vec![pod("new", IP), pod("newer", "10.0.0.8")]);
     let (new, newer) = (vouched("new", IP), vouched("newer", "10.0.0.8"));
     let begun = Instant::now();
@@ -321,8 +331,60 @@ async fn a_pod_that_the_watch_lacks_costs_one_list_and_no_wait_for_the_watch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_list_has_shown_is_known_and_what_it_lacks_is_not() {
+    let node = Node::kernel(&[&pod("old", IP)]);
+    node.cluster.set_pods(vec![pod("new", IP)]);
+    let (kept, old) = (vouched("new", IP), vouched("old", IP));
+    assert_eq!(node.ask(&kept).await.unwrap(), "new");
+    // The watch still shows only the old one, for as long as it likes.
+    node.cluster.fail(Some(crate::cluster::Error::Away("the test said so".into())));
+    let begun = Instant::now();
+    assert_eq!(node.ask(&kept).await.unwrap(), "new");
+    assert_eq!(node.ask(&vouched("new", IP)).await.unwrap(), "new");
+    assert_eq!((begun.elapsed(), node.cluster.lists()), (Duration::ZERO, 1));
+    assert!(node.ask(&old).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_just_missed_a_list_gets_the_next_one_in_time() {
+    let node = Node::kernel(&[]);
+    node.cluster.set_pods(vec![pod("first", IP)]);
+    assert_eq!(node.ask(&vouched("first", IP)).await.unwrap(), "first");
+    node.cluster.set_pods(vec![pod("first", IP), pod("second", "10.0.0.8")]);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(node.ask(&vouched("second", "10.0.0.8")).await.unwrap(), "second");
+}
+
+/// From an attested caller to its keys, as the broker goes, while plans are kept in step with pods.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_only_a_list_has_shown_has_its_keys_at_once_and_keeps_them() {
+    let World { cluster, sts, app } = World::new();
+    let follower =
+        crate::warm::follow(Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&app.cache));
+    let follower = tokio::spawn(follower);
+    let confirmations = Confirmations::start(Arc::clone(&app.pods), Arc::clone(&cluster) as _, false);
+    let identity = Identity { pods: Arc::clone(&app.pods), confirmations };
+    let annotations = std::collections::BTreeMap::from([("rolecall.dev/role-arn".into(), ROLE.into())]);
+    app.accounts.apply(&account("new"), "uid", &annotations);
+    cluster.set_pods(vec![pod("new", IP)]);
+    let begun = Instant::now();
+    for hour in 0..3 {
+        let attested = identity.attest(&vouched("new", IP), Instant::now() + HOLD).await.unwrap();
+        let plan = app.accounts.plan(&attested.pod().service_account).unwrap().unwrap();
+        let (_, served) = app.cache.fresh_or_fetch(&plan, Instant::now() + HOLD).await;
+        served.unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_secs(3600) * hour, "nothing was waited for");
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
+    // Renewed at half life, and never dropped between.
+    assert!((5..=8).contains(&sts.calls()), "{}", sts.calls());
+    assert_eq!(cluster.lists(), 1);
+    follower.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_watch_is_heard_while_a_list_is_awaited() {
-    let node = Node::new();
+    let node = Node::kernel(&[]);
     node.cluster.slow(Duration::from_secs(5));
     let caller = vouched("late", IP);
     let (answer, ()) = tokio::join!(node.ask(&caller), async {
@@ -334,7 +396,7 @@ async fn the_watch_is_heard_while_a_list_is_awaited() {
 
 #[tokio::test(start_paused = true)]
 async fn a_list_from_before_the_question_does_not_bring_a_deleted_pod_back() {
-    let node = Node::new();
+    let node = Node::kernel(&[]);
     node.cluster.set_pods(vec![pod("web", IP)]);
     let kept = vouched("web", IP);
     assert_eq!(node.ask(&kept).await.unwrap(), "web", "by the list");
@@ -346,7 +408,7 @@ async fn a_list_from_before_the_question_does_not_bring_a_deleted_pod_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_shuts_down_is_still_itself_and_one_that_has_finished_is_not() {
-    let node = Node::with(&[&terminating(pod("web", IP)), &finished(pod("job", "10.0.0.8"))]);
+    let node = Node::kernel(&[&terminating(pod("web", IP)), &finished(pod("job", "10.0.0.8"))]);
     let kept = vouched("web", IP);
     assert_eq!(node.ask(&kept).await.unwrap(), "web");
     // Its address is given out again while it goes.
@@ -357,7 +419,7 @@ async fn a_pod_that_shuts_down_is_still_itself_and_one_that_has_finished_is_not(
 
 #[tokio::test(start_paused = true)]
 async fn while_the_api_server_is_away_known_pods_are_known_and_others_wait() {
-    let node = Node::with(&[&pod("web", IP)]);
+    let node = Node::kernel(&[&pod("web", IP)]);
     node.cluster.fail(Some(crate::cluster::Error::Away("the test said so".into())));
     assert_eq!(node.ask(&vouched("web", IP)).await.unwrap(), "web");
     assert_eq!(node.ask(&vouched("new", "10.0.0.8")).await.unwrap_err().code(), "KubeUnavailable");
@@ -365,7 +427,7 @@ async fn while_the_api_server_is_away_known_pods_are_known_and_others_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn a_doubt_is_a_refusal_whatever_the_api_shows() {
-    let node = Node::with(&[&pod("web", IP)]);
+    let node = Node::kernel(&[&pod("web", IP)]);
     for (doubt, code) in [
         (Doubt::NoPod, "CallerNotIdentified"),
         (Doubt::SeveralPods, "CallerAmbiguous"),
@@ -379,9 +441,7 @@ async fn a_doubt_is_a_refusal_whatever_the_api_shows() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_will_ask_is_not_confirmed_ahead_where_the_kernel_vouches() {
-    let (pods, cluster) = (Arc::new(Pods::default()), Arc::new(FakeCluster::default()));
-    let _confirmations = Confirmations::start(Arc::clone(&pods), Arc::clone(&cluster) as _, false);
-    pods.reset(vec![Pod { asks: true, ..pod("web", IP) }]);
+    let node = Node::kernel(&[&Pod { asks: true, ..pod("web", IP) }]);
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(cluster.lists(), 0);
+    assert_eq!(node.cluster.lists(), 0);
 }

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use rolecall::emulator::{Fault, Tls};
 use tokio::time::Instant;
 
-use crate::agent::{SOON, ask};
+use crate::agent::{SOON, ask, until};
 use crate::proxy::Proxy;
 use crate::world::{Shape, arn, on_the_node};
 
@@ -146,5 +146,49 @@ fn an_agent_that_starts_before_the_api_server_says_what_it_waits_for_and_becomes
         agent.until_ready().await;
         assert!(agent.probe("ready").status.success());
         assert_eq!(pod.credentials(to).await["RoleArn"], arn("early", "web"));
+    });
+}
+
+#[test]
+fn a_new_pods_first_question_is_answered_while_the_watch_is_stalled_and_no_address_is_published() {
+    on_the_node("stalled", async |case| {
+        let (gateway, kubeconfig) = case.gateway("stalled").await;
+        let (agent, to) = case.agent("stalled", &kubeconfig, &["--sts-endpoint-url", &case.sts]).await;
+        agent.until_ready().await;
+        case.account("web").await;
+        case.account("api").await;
+        let old = case.pod_on("stalled", "web", Shape::Routed).await;
+        assert_eq!(old.credentials(to).await["RoleArn"], arn("stalled", "web"));
+
+        gateway.hold_watches(true);
+        // Neither this pod nor any other of its ServiceAccount has been shown.
+        let new = case.new_pod_on("stalled", "api").await;
+        let begun = Instant::now();
+        let first = new.get(to).await;
+        println!("a new pod's first answer beside a stalled watch took {:?}", begun.elapsed());
+        assert_eq!(first.json()["RoleArn"], arn("stalled", "api"), "{first:?}");
+        // Its plan is not dropped for want of a pod that the watch has shown.
+        let again = new.get(to).await;
+        assert_eq!(again.json()["AccessKeyId"], first.json()["AccessKeyId"], "{again:?}");
+        assert_eq!(case.calls("api"), 1);
+
+        // The next owner of the first one's address gets its own role.
+        case.delete(&old.name).await;
+        let uid = case.pod_object("stalled", "next", "api", &[]).await;
+        let next = old.now_runs("next", &uid);
+        let reused = next.credentials(to).await;
+        assert_eq!(reused["RoleArn"], arn("stalled", "api"));
+        assert!(
+            !agent.page("/statusz").await.unwrap().1.contains(&arn("stalled", "web")),
+            "its plan is gone"
+        );
+
+        gateway.hold_watches(false);
+        let caught_up = async || {
+            let (_, status) = agent.page("/statusz").await?;
+            (status.contains(&new.uid) && status.contains(&next.uid)).then_some(())
+        };
+        until(SOON, || agent.output(), caught_up).await;
+        assert_eq!(new.get(to).await.status, 200);
     });
 }

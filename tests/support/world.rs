@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::agent::{Agent, SOON, ask, until};
 use crate::apiserver::ApiServer;
+use crate::gateway::Gateway;
 use crate::http::{self, Answer};
 use crate::net;
 use crate::netns::{self, NODE_IP, NODE_IP_V6, Node};
@@ -225,6 +226,15 @@ impl Case {
     /// A pod whose API object has everything that a kubelet would have written, on the node or on one that only agents' names tell
     /// from it.
     pub async fn pod_on(&self, node: &str, account: &str, shape: Shape) -> RunningPod {
+        self.start(node, account, shape, true).await
+    }
+
+    /// A pod as it is when it starts: its object has no address yet.
+    pub async fn new_pod_on(&self, node: &str, account: &str) -> RunningPod {
+        self.start(node, account, Shape::Routed, false).await
+    }
+
+    async fn start(&self, node: &str, account: &str, shape: Shape, published: bool) -> RunningPod {
         let number = self.number();
         let name = format!("{account}-{number}");
         let net_name = format!("p{number}");
@@ -240,7 +250,8 @@ impl Case {
                 (ip, ipv6, net)
             }
         };
-        let uid = self.pod_object(node, &name, account, &[&ip, &ipv6]).await;
+        let both: &[&str] = &[&ip, &ipv6];
+        let uid = self.pod_object(node, &name, account, if published { both } else { &[] }).await;
         let process = Process::of(&uid, &net);
         RunningPod { name, uid, ip, ipv6, process, net }
     }
@@ -268,10 +279,12 @@ impl Case {
             "containers": [{"name": "main", "image": "none:1"}],
         }});
         let made = self.post(&self.path("pods", ""), &object).await;
-        let ips: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
-        let status = json!({"status": {"phase": "Running", "podIP": addresses[0], "podIPs": ips}});
-        let path = self.path("pods", &format!("{name}/status"));
-        self.send("PATCH", &path, "application/merge-patch+json", &status).await;
+        if let Some(first) = addresses.first() {
+            let ips: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+            let status = json!({"status": {"phase": "Running", "podIP": first, "podIPs": ips}});
+            let path = self.path("pods", &format!("{name}/status"));
+            self.send("PATCH", &path, "application/merge-patch+json", &status).await;
+        }
         made["metadata"]["uid"].as_str().unwrap().to_owned()
     }
 
@@ -299,6 +312,16 @@ impl Case {
     /// A kubeconfig for an agent on a node of that name: the ServiceAccount and the rights that ship.
     pub fn kubeconfig(&self, node: &str) -> PathBuf {
         self.server.agent_kubeconfig(node)
+    }
+
+    /// A gateway before the API server, and the agent's kubeconfig by way of it.
+    pub async fn gateway(&self, node: &str) -> (Gateway, PathBuf) {
+        let path = self.kubeconfig(node);
+        let gateway = Gateway::start(rolecall::cluster::client::config(Some(&path)).await.unwrap()).await;
+        let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        config["clusters"][0]["cluster"] = json!({"server": format!("http://127.0.0.1:{}", gateway.port)});
+        fs::write(&path, config.to_string()).unwrap();
+        (gateway, path)
     }
 
     /// The same by way of another port of 127.0.0.1.

@@ -84,6 +84,46 @@ fn a_list_leaves_no_ghosts_and_says_that_the_index_is_good() {
     assert!(pods.by_address.is_empty(), "with IPv6 every pod that ever was has an address of its own");
 }
 
+fn list(pods: &[Pod]) -> Vec<Arc<Pod>> {
+    pods.iter().cloned().map(Arc::new).collect()
+}
+
+#[test]
+fn a_list_brings_new_pods_and_the_end_of_old_ones_and_changes_no_other() {
+    let pods = Pods::default();
+    pods.reset(vec![pod("old", &["10.0.0.7"]), pod("both", &["10.0.0.8"])]);
+    let (listing, changes) = (pods.begin_list(), pods.changes());
+    // The watch goes on meanwhile.
+    pods.apply(Pod { finished: true, ..pod("both", &["10.0.0.8"]) });
+    pods.apply(pod("later", &["10.0.0.9"]));
+    listing.learn(&list(&[pod("new", &["10.0.0.7"]), pod("both", &["10.0.0.8"])]));
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(claimants(&pods, "10.0.0.7"), ["new"]);
+    assert!(pods.by_uid(&PodUid::new("both")).unwrap().finished, "the watch may be ahead of the list");
+    assert_eq!(claimants(&pods, "10.0.0.9"), ["later"], "what came after the list began cannot be in it");
+}
+
+#[test]
+fn a_list_does_not_bring_back_what_the_watch_has_ended_since() {
+    let pods = Pods::default();
+    // Shown by the watch, and ended, all while the list was under way.
+    let listing = pods.begin_list();
+    pods.apply(pod("short", &["10.0.0.7"]));
+    pods.delete(&PodUid::new("short"));
+    listing.learn(&list(&[pod("short", &["10.0.0.7"])]));
+    assert!(pods.is_empty());
+    // Ended without a word: the watch began anew.
+    let listing = pods.begin_list();
+    pods.reset(Vec::new());
+    listing.learn(&list(&[pod("short", &["10.0.0.7"])]));
+    assert!(pods.is_empty());
+    // Neither is remembered beyond that list.
+    let listing = pods.begin_list();
+    listing.learn(&list(&[pod("next", &["10.0.0.7"])]));
+    assert_eq!(claimants(&pods, "10.0.0.7"), ["next"]);
+    assert!(pods.write().is_none(), "nothing is kept while no list is under way");
+}
+
 #[test]
 fn the_pod_after_a_namesake_is_not_deleted_with_it() {
     let pods = Pods::default();
