@@ -318,7 +318,7 @@ impl Identity {
         deadline: Instant,
     ) -> Result<AttestedPod, Error> {
         let asked = Instant::now();
-        let subject = self.reviews.subject(token, caller.address(), deadline).await?;
+        let subject = self.reviews.subject(token, caller.origin(), deadline).await?;
         let agree = |pod, _| agree_on_the_host(&subject, pod);
         let pod = self.agreed(caller.address(), &subject.uid, asked, deadline, agree).await?;
         let credential_id = subject.credential_id.clone();
@@ -333,7 +333,7 @@ impl Identity {
         token: &Token,
         deadline: Instant,
     ) -> Result<AttestedPod, Error> {
-        let subject = self.reviews.subject(token, caller.address(), deadline).await?;
+        let subject = self.reviews.subject(token, caller.origin(), deadline).await?;
         if !subject.is(&attested.pod) {
             return Err(Error::NotItsToken { uid: subject.uid.clone() });
         }

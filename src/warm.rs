@@ -51,8 +51,7 @@ fn reconcile(
         if !known.contains(&pod.uid) {
             cache.new_pod(&plan.key());
         }
-        // A pod on the host network is not answered by address, so nothing is fetched for its sake.
-        if pod.asks && !pod.host_network {
+        if pod.asks {
             asking.insert(plan.key(), Arc::clone(&plan));
         }
         in_use.insert(plan.key(), plan);

@@ -38,6 +38,7 @@ fn every_manifest_applies_with_strict_validation() {
         applied(server, "example"),
         ["job/whoami", "namespace/rolecall-example", "rolebinding/rolecall-mint", "serviceaccount/whoami"]
     );
+    assert_eq!(applied(server, "example/host-network"), ["job/whoami-host"]);
     assert_eq!(
         applied(server, "uninstall"),
         ["daemonset/rolecall-uninstall", "namespace/rolecall-uninstall"]
@@ -50,6 +51,23 @@ fn every_manifest_applies_with_strict_validation() {
             "mutatingadmissionpolicybinding/rolecall-inject-pod",
         ]
     );
+}
+
+#[test]
+fn the_example_on_the_host_network_shows_a_token_for_the_agent() {
+    let server = ApiServer::shared();
+    let _ = server.try_kubectl(&["create", "namespace", "rolecall-example"]);
+    let path = manifest("example/host-network");
+    let job = server.json(&["apply", "--server-side", "--dry-run=server", "-f", &path]);
+    let spec = &job["spec"]["template"]["spec"];
+    assert_eq!(spec["hostNetwork"], true);
+    let token = &spec["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"];
+    assert_eq!(token["audience"], rolecall::identity::authorization::AUDIENCE);
+    let mount = &spec["containers"][0]["volumeMounts"][0];
+    let file = format!("{}/{}", mount["mountPath"].as_str().unwrap(), token["path"].as_str().unwrap());
+    let env = env_of(&json!({"spec": spec}), "whoami");
+    assert!(env.contains(&format!("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE={file}")), "{env:?}");
+    assert!(env.contains(&pair(URI)), "{env:?}");
 }
 
 /// Applies a folder in a dry run of the server and returns "kind/name" of what is in it, sorted. The namespaces are there
@@ -177,6 +195,7 @@ fn the_agent_has_these_rights_and_no_other() {
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
             {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get", "list", "watch"]},
             {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]},
+            {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
         ])
     );
     assert_eq!(

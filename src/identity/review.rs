@@ -6,7 +6,6 @@
 //! server asked at will: each source pays for its questions, and none can use up what the others need.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Error;
 use super::authorization::{Fault, Token};
+use super::evidence::Origin;
 use super::pods::{Pod, PodUid, ServiceAccountName};
 use crate::cluster::{self, Cluster, Reviewed, Verdict};
 
@@ -93,7 +93,7 @@ impl Reviews {
     pub(super) async fn subject(
         &self,
         token: &Token,
-        source: IpAddr,
+        source: Origin,
         deadline: Instant,
     ) -> Result<Arc<Subject>, Error> {
         if !token.is_for(&self.audiences) {
@@ -118,7 +118,7 @@ impl Reviews {
         &self,
         hash: Hash,
         token: &Token,
-        source: IpAddr,
+        source: Origin,
     ) -> Result<watch::Receiver<Option<Answer>>, Error> {
         let mut flights = locked(&self.flights);
         if let Some(flight) = flights.under_way.get(&hash) {
@@ -191,7 +191,7 @@ impl Known {
 #[derive(Default)]
 struct Flights {
     under_way: HashMap<Hash, watch::Receiver<Option<Answer>>>,
-    sources: HashMap<IpAddr, Source>,
+    sources: HashMap<Origin, Source>,
 }
 
 struct Source {
@@ -211,7 +211,7 @@ impl Source {
 }
 
 impl Flights {
-    fn charge(&mut self, source: IpAddr) -> Result<(), Error> {
+    fn charge(&mut self, source: Origin) -> Result<(), Error> {
         let now = Instant::now();
         if !self.sources.contains_key(&source) {
             // Whoever is idle and has all is as one that never asked.
@@ -231,7 +231,7 @@ impl Flights {
         Ok(())
     }
 
-    fn ended(&mut self, source: IpAddr) {
+    fn ended(&mut self, source: Origin) {
         if let Some(source) = self.sources.get_mut(&source) {
             source.flying -= 1;
         }

@@ -17,7 +17,7 @@ use crate::service_accounts::ServiceAccounts;
 /// Keeps `accounts` as the API server has the ServiceAccounts of this node's live pods, for ever. A watch starts
 /// with the first pod of its ServiceAccount and ends with the last.
 ///
-/// Pods on the host network are not counted: by address they are answered nothing.
+/// Pods on the host network count, too: which of them has a token to show, their objects do not say.
 pub async fn follow(
     client: kube::Client,
     pods: Arc<Pods>,
@@ -56,9 +56,7 @@ pub async fn follow(
 }
 
 fn in_use(pods: &Pods) -> HashSet<ServiceAccountName> {
-    let pods = pods.all();
-    let served = pods.iter().filter(|pod| pod.live() && !pod.host_network);
-    served.map(|pod| pod.service_account.clone()).collect()
+    pods.all().iter().filter(|pod| pod.live()).map(|pod| pod.service_account.clone()).collect()
 }
 
 async fn follow_one(

@@ -45,7 +45,9 @@ async fn the_first_fetch_is_ahead_of_the_first_question_for_pods_that_will_ask()
         node.world.annotate(name, &[("rolecall.dev/role-arn", crate::fakes::ROLE)]);
     }
     node.settle().await;
-    assert_eq!(node.world.cluster.tokens(), [pod("asks", "10.0.0.7").uid]);
+    let mut fetched = node.world.cluster.tokens();
+    fetched.sort();
+    assert_eq!(fetched, [pod("asks", "10.0.0.7").uid, pod("host", "192.0.2.1").uid]);
 }
 
 #[tokio::test(start_paused = true)]
