@@ -20,7 +20,7 @@ use crate::config::{self, Config, Kube};
 use crate::credentials::Credentials;
 use crate::exchange::Exchange;
 use crate::identity::Identity;
-use crate::identity::authorization::Authorization;
+use crate::identity::authorization::{Authorization, TokenSource};
 use crate::identity::evidence::Source;
 use crate::identity::pods::Pods;
 use crate::metrics::Metrics;
@@ -32,6 +32,7 @@ use crate::shutdown::{self, Drain};
 use crate::sts::{self, Sts, StsClient};
 use crate::telemetry::Lines;
 use crate::token::BoundToken;
+use crate::token::shown::{MintsNothing, ShownTokens};
 use crate::{identity, service_accounts, sys, warm};
 
 /// How often memory that a burst has freed is given back.
@@ -53,7 +54,7 @@ pub struct App {
     pub instance: String,
     lines: Arc<Lines>,
     source: Source,
-    broker: Broker,
+    pub(crate) broker: Broker,
 }
 
 impl App {
@@ -69,10 +70,18 @@ impl App {
     ) -> Self {
         let pods = Arc::new(Pods::default());
         let accounts = Arc::new(ServiceAccounts::new(plan));
+        let (cluster, shown): (Arc<dyn Cluster>, _) = match authorization.tokens {
+            TokenSource::Kubernetes => (cluster, None),
+            TokenSource::Caller => {
+                let shown = Arc::new(ShownTokens::new(Arc::clone(&pods)));
+                (Arc::new(MintsNothing::new(cluster, Arc::clone(&shown))), Some(shown))
+            }
+        };
         let exchange = Exchange::new(Arc::clone(&pods), Arc::clone(&cluster), sts, Arc::clone(&metrics));
         let cache = Arc::new(Cache::new(Arc::new(exchange)));
         let identity = Identity::new(&source, authorization, Arc::clone(&pods), cluster);
-        let broker = Broker::new(identity, Arc::clone(&accounts), Arc::clone(&cache), Arc::clone(&metrics));
+        let broker =
+            Broker::new(identity, Arc::clone(&accounts), Arc::clone(&cache), shown, Arc::clone(&metrics));
         let instance = format!("{:016x}", fastrand::u64(..));
         Self { pods, accounts, cache, metrics, instance, lines, source, broker }
     }

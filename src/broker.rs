@@ -11,6 +11,7 @@ use crate::identity::{AttestedPod, Caller, Identity};
 use crate::metrics::Metrics;
 use crate::role::RolePlan;
 use crate::service_accounts::ServiceAccounts;
+use crate::token::shown::ShownTokens;
 use crate::{exchange, identity, role};
 
 /// Why a caller gets no credentials: the step that refused.
@@ -58,18 +59,20 @@ pub struct Broker {
     identity: Identity,
     accounts: Arc<ServiceAccounts>,
     cache: Arc<Cache>,
+    shown: Option<Arc<ShownTokens>>,
     metrics: Arc<Metrics>,
 }
 
 impl Broker {
-    /// A broker over its parts.
+    /// A broker over its parts; `shown` keeps the tokens that pods show, if those are what STS is shown.
     pub fn new(
         identity: Identity,
         accounts: Arc<ServiceAccounts>,
         cache: Arc<Cache>,
+        shown: Option<Arc<ShownTokens>>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { identity, accounts, cache, metrics }
+        Self { identity, accounts, cache, shown, metrics }
     }
 
     /// Credentials for `caller`: the evidence about a connection, taken when it was accepted; and what this request
@@ -92,10 +95,28 @@ impl Broker {
         trail.pod = Some(Arc::clone(pod.pod()));
         let plan = self.plan(&pod, deadline).await?;
         trail.plan = Some(Arc::clone(&plan));
+        let shows = self.take(&pod, &plan, presented)?;
         let (lookup, answer) = self.cache.fresh_or_fetch(&plan, deadline).await;
         self.metrics.looked_up(lookup);
         trail.lookup = Some(lookup);
-        Ok(answer?)
+        match answer {
+            // The watch does not have the pod yet, so its token was not found: the pod cannot do more than ask again.
+            Err(err) if shows && err.unshown() => {
+                Err(exchange::Error::NoPod(plan.account.to_string()).into())
+            }
+            answer => Ok(answer?),
+        }
+    }
+
+    /// Does the pod show the token that STS is to see? Only with `--token-source=caller`.
+    fn take(&self, pod: &AttestedPod, plan: &RolePlan, presented: &Presented) -> Result<bool, Error> {
+        let (Some(shown), Some(token)) = (&self.shown, presented.token()) else { return Ok(false) };
+        let taken = shown.take(pod.pod(), &plan.audience, token);
+        let taken = taken.map_err(identity::Error::AuthorizationInvalid)?;
+        if taken {
+            self.cache.token_shown(&plan.key());
+        }
+        Ok(taken)
     }
 
     /// What the pod's ServiceAccount asks for, as its watch last showed it; a new one's watch may yet have to speak.

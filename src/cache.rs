@@ -135,6 +135,8 @@ struct State {
     failures: u32,
     flying: bool,
     last_forgotten: Option<Instant>,
+    /// Counts the tokens that were shown: a flight may have looked for one just before it came.
+    shown: u64,
 }
 
 #[derive(Clone)]
@@ -183,6 +185,16 @@ impl Cache {
         let mut state = entry.lock();
         if state.last_forgotten.is_none_or(|at| at.elapsed() >= NEW_POD) {
             state.last_forgotten = Some(Instant::now());
+            entry.forget(&mut state);
+        }
+    }
+
+    /// A pod of this plan has shown its token: one that was missing is there now.
+    pub fn token_shown(&self, key: &PlanKey) {
+        let Some(entry) = self.entries.get(key).map(|entry| Arc::clone(&entry)) else { return };
+        let mut state = entry.lock();
+        state.shown += 1;
+        if state.failure.as_ref().is_some_and(|failure| failure.error.unshown()) {
             entry.forget(&mut state);
         }
     }
@@ -265,6 +277,9 @@ impl Entry {
                 Some(failure) if failure.error.refused() && Instant::now() < failure.until => {
                     return (Lookup::Miss, Err(failure.error.clone()));
                 }
+                Some(failure) if failure.error.unshown() => {
+                    return (Lookup::Miss, Err(failure.error.clone()));
+                }
                 _ if self.callers.load(Ordering::Relaxed) > 0 => Lookup::Joined,
                 _ => Lookup::Miss,
             }
@@ -278,7 +293,9 @@ impl Entry {
             }
             let failure = self.lock().failure.clone();
             match failure {
-                Some(failure) if failure.error.refused() && in_time => return (lookup, Err(failure.error)),
+                Some(failure) if (failure.error.refused() || failure.error.unshown()) && in_time => {
+                    return (lookup, Err(failure.error));
+                }
                 Some(failure) if !in_time => return (lookup, Err(failure.error)),
                 None if !in_time => return (lookup, Err(Error::NoAnswerYet)),
                 _ => self.asked.notify_one(),
@@ -334,7 +351,11 @@ async fn keep(entry: Arc<Entry>, exchange: Arc<Exchange>) {
     let mut last_token = None;
     loop {
         let plan = entry.plan.load_full();
-        entry.lock().flying = true;
+        let shown = {
+            let mut state = entry.lock();
+            state.flying = true;
+            state.shown
+        };
         let fetched = exchange.credentials(&plan, &mut last_token).await;
         {
             let mut state = entry.lock();
@@ -345,6 +366,7 @@ async fn keep(entry: Arc<Entry>, exchange: Arc<Exchange>) {
                     state.failure = None;
                     state.failures = 0;
                 }
+                Err(error) if error.unshown() && state.shown != shown => continue,
                 Err(error) => {
                     let bounds = if error.refused() { REFUSAL } else { BACKOFF };
                     let pause = backoff(bounds, state.failures);
@@ -384,6 +406,7 @@ impl Entry {
             (None, Some(served)) => Some(served.renew.min(revocation(&plan, now))),
             (None, None) => Some(now),
             (Some(failure), Some(_)) => Some(failure.until),
+            (Some(failure), None) if failure.error.unshown() => None,
             (Some(failure), None) if failure.error.refused() => wanted.then_some(failure.until),
             (Some(failure), None) if wanted => Some(failure.until.min(failure.at + ASKED_FOR)),
             (Some(failure), None) => Some(failure.until),

@@ -28,6 +28,9 @@ pub enum Error {
     /// It answered, and refused: RBAC, admission, or a request it will never accept.
     #[error("the kube API refuses: {0}")]
     Refused(String),
+    /// `--token-source=caller`: the pod has shown no token of this audience that still lives. The kube API was not asked.
+    #[error("the pod has shown no token for {0}")]
+    NotShown(String),
 }
 
 /// What the API server says of a token that somebody else presents.
@@ -84,6 +87,7 @@ impl Error {
             Self::Away(_) => "away",
             Self::PodGone(_) => "pod_gone",
             Self::Refused(_) => "refused",
+            Self::NotShown(_) => "not_shown",
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::identity::authorization::{self, Authorization, Required};
+use crate::identity::authorization::{self, Authorization, Required, TokenSource};
 use crate::policy::Policy;
 use crate::role::session_name::Template;
 use crate::role::{Defaults, SESSION_LIFE, parse_duration};
@@ -54,6 +54,10 @@ pub struct Args {
     /// Audience of the tokens in Authorization by which pods show the agent who they are. Repeatable.
     #[arg(long, env = "ROLECALL_AUTHORIZATION_AUDIENCE", value_delimiter = ',', default_value = authorization::AUDIENCE)]
     pub authorization_audience: Vec<String>,
+    /// Where the tokens come from that STS is shown: kubernetes (the agent mints them), or caller (each pod's own
+    /// projected token in Authorization; the agent needs no right to mint).
+    #[arg(long, env = "ROLECALL_TOKEN_SOURCE", default_value = "kubernetes")]
+    pub token_source: String,
     /// Audience of the tokens that STS is shown.
     #[arg(long, env = "ROLECALL_AUDIENCE", default_value = AUDIENCE)]
     pub audience: String,
@@ -131,7 +135,7 @@ pub struct Config {
     pub kube: Kube,
     /// `--identity`
     pub identity: Identity,
-    /// `--require-authorization` and `--authorization-audience`
+    /// `--require-authorization`, `--authorization-audience` and `--token-source`
     pub authorization: Authorization,
     /// `--region`; without one, the node's label is asked.
     pub region: Option<String>,
@@ -167,6 +171,7 @@ impl fmt::Display for Config {
         )?;
         write!(f, "require-authorization={:?} ", authorization.required)?;
         write!(f, "authorization-audience={:?} ", authorization.audiences)?;
+        write!(f, "token-source={:?} ", authorization.tokens)?;
         write!(f, "sts-endpoint-url={sts_endpoint_url:?} sts-ca-bundle={} ", sts_ca_bundle.is_some())?;
         write!(f, "audience={} allow-audience={:?} ", plan.audience, plan.allowed_audiences)?;
         write!(
@@ -209,6 +214,7 @@ impl Config {
             identity,
             require_authorization,
             authorization_audience,
+            token_source,
             audience,
             allow_audience,
             region,
@@ -263,6 +269,23 @@ impl Config {
         };
         if authorization_audience.iter().any(String::is_empty) {
             wrong("authorization-audience", "is empty: that would be the API server's own audience".into());
+        }
+        let tokens = match token_source.as_str() {
+            "kubernetes" => TokenSource::Kubernetes,
+            "caller" => TokenSource::Caller,
+            other => {
+                wrong("token-source", format!("{other:?} is neither kubernetes nor caller"));
+                TokenSource::Kubernetes
+            }
+        };
+        // One header holds one token, and a projected one has one audience.
+        if matches!((&required, tokens), (Required::Token, TokenSource::Caller))
+            && !authorization_audience.contains(&audience)
+        {
+            let why = format!(
+                "with --token-source=caller the token that is required is the one for STS: needs {audience:?}, the value of --audience"
+            );
+            wrong("authorization-audience", why);
         }
         if audience.is_empty() {
             wrong("audience", "is empty: that would be the API server's own audience".into());
@@ -324,7 +347,7 @@ impl Config {
             metrics_listen,
             local_socket,
             identity,
-            authorization: Authorization { required, audiences: authorization_audience },
+            authorization: Authorization { required, audiences: authorization_audience, tokens },
             kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
             region,
             sts_endpoint_url,
@@ -383,6 +406,24 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_is_required_of_callers_is_the_one_for_sts() {
+        let both = |audiences: &[&str]| {
+            let audiences = audiences.iter().map(|&audience| audience.to_owned()).collect();
+            let args = Args {
+                require_authorization: "token".into(),
+                token_source: "caller".into(),
+                authorization_audience: audiences,
+                ..args()
+            };
+            Config::from_args(args, |_| None)
+        };
+        let Mistakes(mistakes) = both(&["rolecall"]).unwrap_err();
+        assert!(mistakes.len() == 1 && mistakes[0].starts_with("--authorization-audience:"), "{mistakes:?}");
+        assert!(mistakes[0].contains(AUDIENCE), "{mistakes:?}");
+        assert_eq!(both(&["rolecall", AUDIENCE]).unwrap().authorization.tokens, TokenSource::Caller);
+    }
+
+    #[test]
     fn metrics_are_served_at_the_address_of_the_downward_api() {
         for (text, address) in [
             ("10.0.0.1", "10.0.0.1:9903"),
@@ -405,6 +446,7 @@ mod tests {
             identity: "guess".into(),
             require_authorization: "yes".into(),
             authorization_audience: vec!["rolecall".into(), String::new()],
+            token_source: "issuer".into(),
             session_duration: "3600".into(),
             session_name: "{who}".into(),
             sts_endpoint_url: Some("sts".into()),
@@ -422,6 +464,7 @@ mod tests {
             "identity",
             "require-authorization",
             "authorization-audience",
+            "token-source",
             "session-duration",
             "session-name",
             "sts-endpoint-url",
@@ -435,7 +478,7 @@ mod tests {
                 "{flag}: {mistakes:?}"
             );
         }
-        assert_eq!(mistakes.len(), 14, "two listeners are wrong");
+        assert_eq!(mistakes.len(), 15, "two listeners are wrong");
     }
 
     #[test]

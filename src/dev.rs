@@ -20,7 +20,7 @@ use crate::cluster::{self, Cluster, Verdict};
 use crate::config::AUDIENCE;
 use crate::credentials::Credentials;
 use crate::emulator::{self, Emulator, Issuer};
-use crate::identity::authorization::{Authorization, Required};
+use crate::identity::authorization::{Authorization, Required, TokenSource};
 use crate::identity::evidence::Source;
 use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
 use crate::metrics::Metrics;
@@ -130,7 +130,11 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let cluster = Arc::new(OnePod { pod: pod.clone(), issuer, narrated: doors });
     let sts = Arc::new(NarratedSts { sts, narrated: doors });
     let word = random()?;
-    let authorization = Authorization { required: Required::Word(word.clone()), audiences: Vec::new() };
+    let authorization = Authorization {
+        required: Required::Word(word.clone()),
+        audiences: Vec::new(),
+        tokens: TokenSource::Kubernetes,
+    };
     let app =
         App::new(Source::Address, authorization, Defaults::of_node("dev"), cluster, sts, metrics, lines);
     let annotations = [("rolecall.dev/role-arn".to_owned(), role.to_string())].into();

@@ -46,9 +46,15 @@ impl Error {
         match self {
             Self::NoAnswerYet => "StsUnavailable",
             Self::NoPod(_) => "PodNotKnownYet",
+            Self::Token { source: cluster::Error::NotShown(_), .. } => "AuthorizationRequired",
             Self::Token { .. } => "KubeUnavailable",
             Self::Sts(err) => err.code(),
         }
+    }
+
+    /// Does it wait for a pod to show its token (`--token-source=caller`)? Then no time changes anything.
+    pub fn unshown(&self) -> bool {
+        matches!(self, Self::Token { source: cluster::Error::NotShown(_), .. })
     }
 
     /// Will STS say the same until somebody changes something? Then the answer is remembered.
@@ -138,15 +144,15 @@ impl Exchange {
             match asked {
                 Ok(token) => return Ok(token),
                 Err(source) => {
-                    let gone = matches!(source, cluster::Error::PodGone(_));
+                    let others = matches!(source, cluster::Error::PodGone(_) | cluster::Error::NotShown(_));
                     result = Err(Error::Token { account: plan.account.to_string(), source });
-                    if !gone {
+                    if !others {
                         break;
                     }
                 }
             }
         }
-        if let Err(err) = &result {
+        if let Some(err) = result.as_ref().err().filter(|err| !err.unshown()) {
             tracing::warn!(service_account = %plan.account, code = err.code(), error = %err, "no token");
         }
         result

@@ -1,4 +1,6 @@
-//! A ServiceAccount token bound to one pod: what STS is shown. It exists only between two calls.
+//! A ServiceAccount token bound to one pod: what STS is shown. One that the agent mints exists only between two calls.
+
+pub mod shown;
 
 use std::fmt;
 use std::time::Duration;

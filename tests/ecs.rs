@@ -435,7 +435,7 @@ async fn a_removed_or_changed_annotation_counts_at_once() {
 #[tokio::test]
 async fn where_a_value_is_required_only_that_value_is_accepted() {
     let lines = Lines::default();
-    let word = Authorization { required: Required::Word("the-value".into()), audiences: vec![] };
+    let word = Authorization { required: Required::Word("the-value".into()), ..Authorization::default() };
     let world = World::with_authorization(Source::Address, word, lines.clone());
     world.pod_with_role("web", WEB);
     let agent = serve(world, lines);

@@ -16,7 +16,7 @@ use rolecall::app::App;
 use rolecall::cluster::api::KubeApi;
 use rolecall::cluster::client;
 use rolecall::fakes::{FakeSts, ROLE};
-use rolecall::identity::authorization::{Authorization, Required};
+use rolecall::identity::authorization::{Authorization, Required, TokenSource};
 use rolecall::identity::evidence::Source;
 use rolecall::identity::pods::PodUid;
 use rolecall::metrics::Metrics;
@@ -42,6 +42,7 @@ struct Node {
     name: &'static str,
     address: SocketAddr,
     pods: Arc<identity::pods::Pods>,
+    sts: Arc<FakeSts>,
     lines: Written,
     _trigger: Trigger,
     _tasks: JoinSet<()>,
@@ -67,7 +68,9 @@ impl Node {
         let server = ApiServer::shared();
         server.namespace(name, &[]);
         server.service_account(name, "demo", &[("rolecall.dev/role-arn", ROLE)]);
-        server.allow_minting(name);
+        if authorization.tokens == TokenSource::Kubernetes {
+            server.allow_minting(name);
+        }
         let kubeconfig = server.agent_kubeconfig(name);
         let kube = client::client(&client::config(Some(&kubeconfig)).await.unwrap()).unwrap();
 
@@ -75,8 +78,15 @@ impl Node {
         let written = Lines::start(lines.clone(), metrics.dropped_lines.clone()).unwrap();
         let api = Arc::new(KubeApi::new(kube.clone(), name));
         let sts = Arc::new(FakeSts::default());
-        let app =
-            App::new(Source::Address, authorization, Defaults::of_node(name), api, sts, metrics, written);
+        let app = App::new(
+            Source::Address,
+            authorization,
+            Defaults::of_node(name),
+            api,
+            Arc::clone(&sts) as _,
+            metrics,
+            written,
+        );
         let (trigger, drain) = shutdown::drain();
         let mut tasks = JoinSet::new();
         let (client, pods) = (kube.clone(), Arc::clone(&app.pods));
@@ -90,7 +100,7 @@ impl Node {
         let (address, pods) = (listener.local_addr().unwrap(), Arc::clone(&app.pods));
         app.serve(vec![listener], &drain, &mut tasks).unwrap();
         drop(drain);
-        let node = Self { server, name, address, pods, lines, _trigger: trigger, _tasks: tasks };
+        let node = Self { server, name, address, pods, sts, lines, _trigger: trigger, _tasks: tasks };
         node.pod("proxy", true).await;
         node
     }
@@ -237,4 +247,22 @@ async fn where_tokens_are_required_a_pod_needs_its_own_beside_its_address() {
     assert_eq!(node.ask(WEB, "rolecall").await, refused(401, "AuthorizationInvalid"));
     assert_eq!(node.ask(WEB, "").await, refused(401, "AuthorizationRequired"));
     assert_eq!(node.ask(HOST, &proxy).await, good());
+}
+
+#[tokio::test]
+async fn an_agent_without_the_right_to_mint_shows_sts_the_pods_own_token() {
+    let authorization = Authorization { tokens: TokenSource::Caller, ..Authorization::default() };
+    let node = Node::new("own-tokens", authorization).await;
+    let mint = ["create", "serviceaccounts", "--subresource=token", "-n", node.name];
+    assert!(!node.server.agent_may(&mint));
+    node.pod("web", false).await;
+    node.pod("other", true).await;
+    assert_eq!(node.ask(WEB, "rolecall").await, refused(401, "AuthorizationRequired"));
+    let others = node.token("other", "sts.amazonaws.com");
+    assert_eq!(node.ask(WEB, &others).await, refused(401, "AuthorizationInvalid"));
+    let own = node.token("web", "sts.amazonaws.com");
+    assert_eq!(node.ask(WEB, &own).await, good());
+    assert_eq!(node.ask(WEB, "rolecall").await, good(), "it is cached");
+    assert_eq!(node.sts.shown(), [own.as_str()]);
+    node.has_told_nothing_of(&[&others, &own]);
 }

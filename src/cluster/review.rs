@@ -43,6 +43,7 @@ impl Error {
             Self::Away(text) => Self::Away(cut(text)),
             Self::PodGone(text) => Self::PodGone(cut(text)),
             Self::Refused(text) => Self::Refused(cut(text)),
+            Self::NotShown(text) => Self::NotShown(cut(text)),
         }
     }
 }

@@ -22,18 +22,30 @@ pub const AUDIENCE: &str = "rolecall";
 /// Names the scheme that may stand before the value.
 const BEARER: &[u8] = b"bearer";
 
-/// What is asked of the header: `--require-authorization` and `--authorization-audience`.
+/// What is asked of the header: `--require-authorization`, `--authorization-audience` and `--token-source`.
 #[derive(Clone, Debug)]
 pub struct Authorization {
     /// Who is answered at all.
     pub required: Required,
     /// A token for one of these is shown to the API server, whoever sends it.
     pub audiences: Vec<String>,
+    /// Where the tokens come from that STS is shown.
+    pub tokens: TokenSource,
+}
+
+/// Where the tokens come from that STS is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenSource {
+    /// The agent mints them.
+    #[default]
+    Kubernetes,
+    /// The pods show their own: [`crate::token::shown`].
+    Caller,
 }
 
 impl Default for Authorization {
     fn default() -> Self {
-        Self { required: Required::Off, audiences: vec![AUDIENCE.into()] }
+        Self { required: Required::Off, audiences: vec![AUDIENCE.into()], tokens: TokenSource::Kubernetes }
     }
 }
 
@@ -97,10 +109,10 @@ pub enum Fault {
     #[error("the token is of pod {0}, which is not a live pod of this node")]
     NotHere(PodUid),
     /// `--token-source=caller`: STS would be shown it, and it names another.
-    #[error("the token does not say that it is of ServiceAccount {0}")]
-    OtherAccount(String),
+    #[error("the token does not say that it is of the pod that sent it")]
+    OfAnother,
     /// `--token-source=caller`: it would not outlive the call.
-    #[error("the token has expired, or is about to")]
+    #[error("by this node's clock, the token has expired or is about to")]
     Expired,
 }
 
@@ -204,12 +216,13 @@ impl Token {
     }
 
     /// Does it say that it is meant for one of these?
-    pub fn is_for(&self, audiences: &[String]) -> bool {
-        match &self.claims.aud {
-            Some(Audiences::One(one)) => audiences.contains(one),
-            Some(Audiences::Several(several)) => several.iter().any(|one| audiences.contains(one)),
-            None => false,
-        }
+    pub fn is_for(&self, audiences: &[impl AsRef<str>]) -> bool {
+        let own = match &self.claims.aud {
+            Some(Audiences::One(one)) => std::slice::from_ref(one),
+            Some(Audiences::Several(several)) => several,
+            None => &[],
+        };
+        own.iter().any(|one| audiences.iter().any(|audience| audience.as_ref() == one))
     }
 
     /// Does it say that it is of this very pod, and of its ServiceAccount?

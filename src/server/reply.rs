@@ -126,6 +126,9 @@ impl Refusal {
                 },
                 broker::Error::Exchange(err) => match err {
                     exchange::Error::Sts(sts::Error::Denied { .. }) => StatusCode::FORBIDDEN,
+                    exchange::Error::Token { source: cluster::Error::NotShown(_), .. } => {
+                        StatusCode::UNAUTHORIZED
+                    }
                     // The flight goes on: the retry finds what it brought.
                     exchange::Error::NoAnswerYet
                     | exchange::Error::NoPod(_)
@@ -148,6 +151,10 @@ impl Refusal {
                 .into(),
                 cluster::Error::Away(_) => "the kube API does not answer; ask again".into(),
                 cluster::Error::PodGone(_) => "the kube API no longer has the pod".into(),
+                cluster::Error::NotShown(audience) => format!(
+                    "this agent mints no tokens: mount a projected token for audience {audience}, and name its file in AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"
+                )
+                .into(),
             },
             Self::Broker(broker::Error::Exchange(exchange::Error::Sts(sts::Error::Away(_)))) => {
                 "STS does not answer; ask again".into()
