@@ -61,6 +61,9 @@ struct ListenArgs {
     /// What becomes of pods' requests to the node's instance metadata, 169.254.169.254 and fd00:ec2::254
     #[arg(long, env = "ROLECALL_METADATA_GUARD", value_enum, default_value_t)]
     metadata_guard: MetadataGuard,
+    /// The user that the agent runs as: owns the run directory, and alone answers from our addresses
+    #[arg(long, env = "ROLECALL_RUN_UID", default_value_t = 9902)]
+    run_uid: u32,
 }
 
 #[derive(clap::Args)]
@@ -70,9 +73,6 @@ struct InstallArgs {
     /// The directory of the agent's Unix socket; made if absent, mode 0700
     #[arg(long, env = "ROLECALL_RUN_DIR", default_value = "/run/rolecall")]
     run_dir: PathBuf,
-    /// The user that the agent runs as; owns the run directory
-    #[arg(long, env = "ROLECALL_RUN_UID", default_value_t = 9902)]
-    run_uid: u32,
 }
 
 #[derive(clap::Args)]
@@ -105,8 +105,8 @@ pub fn run(args: Args) -> ExitCode {
     };
     runtime.block_on(async {
         match args.act {
-            Act::Install(InstallArgs { listen, run_dir, run_uid }) => match Targets::from_args(&listen) {
-                Ok(targets) => install(&targets, &run_dir, run_uid).await,
+            Act::Install(InstallArgs { listen, run_dir }) => match Targets::from_args(&listen) {
+                Ok(targets) => install(&targets, &run_dir).await,
                 Err(mistakes) => usage(&mistakes),
             },
             Act::Verify(VerifyArgs { listen, local_socket }) => match Targets::from_args(&listen) {
@@ -133,6 +133,7 @@ struct Targets {
     port: Option<u16>,
     redirect_eks_port: bool,
     metadata_guard: MetadataGuard,
+    run_uid: u32,
 }
 
 impl Targets {
@@ -173,6 +174,7 @@ impl Targets {
             port: ports.first().copied(),
             redirect_eks_port: args.redirect_eks_port,
             metadata_guard: args.metadata_guard,
+            run_uid: args.run_uid,
         })
     }
 
@@ -185,6 +187,7 @@ impl Targets {
             relative_uri: port.filter(|_| listens(ECS) && ecs_is_ours),
             eks: port.filter(|_| self.redirect_eks_port),
             addresses: self.port,
+            agent_uid: self.run_uid,
             uplinks: survey.uplinks(),
             metadata: self.metadata_guard,
         }
@@ -196,8 +199,9 @@ fn well_known(ip: IpAddr) -> bool {
     [EKS, EKS_V6, ECS].contains(&ip)
 }
 
-async fn install(targets: &Targets, run_dir: &std::path::Path, run_uid: u32) -> ExitCode {
+async fn install(targets: &Targets, run_dir: &std::path::Path) -> ExitCode {
     let mut report = Report::default();
+    let run_uid = targets.run_uid;
     match run_dir::prepare(run_dir, run_uid) {
         Ok(()) => report.good(run_dir.display(), format_args!("belongs to uid {run_uid}, mode 0700")),
         Err(err) => report.failed(run_dir.display(), err),
@@ -249,6 +253,8 @@ async fn install_addresses(targets: &Targets, report: &mut Report) -> Result<(),
 fn report_rules(rules: &Rules, survey: &Survey, report: &mut Report) {
     report.good("redirect", rules.redirect());
     if rules.addresses.is_some() {
+        report
+            .good("address guard", format_args!("uid {} alone answers from our addresses", rules.agent_uid));
         let uplinks = rules.uplinks.values().map(String::as_str).collect::<Vec<_>>().join(", ");
         if !uplinks.is_empty() {
             report.good("address guard", format_args!("nobody reaches us by {uplinks}"));
@@ -388,6 +394,7 @@ fn report_counts(rules: &Rules, found: &Table, report: &mut Report) {
     for (counter, who) in [
         ("from_outside", "from outside this node"),
         ("foreign_source", "with a source that is not its link's"),
+        ("impostor", "of another process that listens on our addresses; find it with `ss -ltnp`"),
     ] {
         let packets = found.counter(counter);
         if packets > 0 {
@@ -444,7 +451,12 @@ mod tests {
 
     fn targets(listen: &[&str], redirect_eks_port: bool) -> Result<Targets, Vec<String>> {
         let listen = listen.iter().map(ToString::to_string).collect();
-        Targets::from_args(&ListenArgs { listen, redirect_eks_port, metadata_guard: MetadataGuard::Off })
+        Targets::from_args(&ListenArgs {
+            listen,
+            redirect_eks_port,
+            metadata_guard: MetadataGuard::Off,
+            run_uid: 9902,
+        })
     }
 
     #[test]

@@ -40,6 +40,7 @@ const BACKLOG: i32 = 1024;
 /// The kernel's: somebody else listens there, or the port needs a right that we do not want.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // For connections of our predecessor that linger. Never SO_REUSEPORT: whoever runs as our user could then listen beside us.
     socket.set_reuse_address(true)?;
     // Connections inherit it. A zero window counts, which no keep-alive would notice.
     #[cfg(target_os = "linux")]

@@ -18,6 +18,8 @@ mod netns;
 mod files;
 #[path = "harden/process.rs"]
 mod process;
+#[path = "harden/rivals.rs"]
+mod rivals;
 
 use std::fs;
 use std::path::PathBuf;

@@ -17,6 +17,7 @@ const TABLE: &str = include_str!("../../iptables/00-table.nft");
 const RELATIVE_URI: &str = include_str!("../../iptables/10-relative-uri.nft");
 const EKS_PORT: &str = include_str!("../../iptables/20-eks-port.nft");
 const ADDRESSES: &str = include_str!("../../iptables/30-addresses.nft");
+const ANSWERS: &str = include_str!("../../iptables/31-answers.nft");
 const METADATA: &str = include_str!("../../iptables/40-metadata.nft");
 const METADATA_ENFORCE: &str = include_str!("../../iptables/41-metadata-enforce.nft");
 
@@ -67,24 +68,25 @@ pub struct Rules {
     pub eks: Option<u16>,
     /// The port that our addresses are guarded at.
     pub addresses: Option<u16>,
+    /// The user that answers from them.
+    pub agent_uid: u32,
     /// The links by which nobody on this node comes: name by index.
     pub uplinks: BTreeMap<u32, String>,
     /// Pods and the node's instance metadata.
     pub metadata: MetadataGuard,
 }
 
-/// A file and the variable of its `define` line with its value.
-type File = (&'static str, Option<(&'static str, u16)>);
+/// A file and the variables of its `define` lines with their values.
+type File = (&'static str, Vec<(&'static str, u32)>);
 
 impl Rules {
     /// What `nft -f -` is given: the files, with their `define` lines set, and the uplinks.
     #[must_use]
     pub fn script(&self) -> String {
         let mut script = TABLE.to_owned();
-        for (file, variable) in self.files() {
-            script.push_str(
-                &variable.map_or_else(|| file.to_owned(), |(name, port)| with_define(file, name, port)),
-            );
+        for (file, variables) in self.files() {
+            let define = |file: String, (name, value)| with_define(&file, name, value);
+            script.push_str(&variables.into_iter().fold(file.to_owned(), define));
         }
         if self.addresses.is_some() {
             for index in self.uplinks.keys() {
@@ -95,15 +97,18 @@ impl Rules {
     }
 
     fn files(&self) -> impl Iterator<Item = File> {
-        let with_port = |file, name, port: Option<u16>| port.map(|port| (file, Some((name, port))));
+        let with_port = |file, name, port: Option<u16>| port.map(|port| (file, vec![(name, port.into())]));
+        let answers =
+            |port: u16| (ANSWERS, vec![("answering_port", port.into()), ("agent_uid", self.agent_uid)]);
         let counted = self.metadata != MetadataGuard::Off;
         let refused = self.metadata == MetadataGuard::Enforce;
         [
             with_port(RELATIVE_URI, "relative_uri_port", self.relative_uri),
             with_port(EKS_PORT, "eks_port", self.eks),
             with_port(ADDRESSES, "guarded_port", self.addresses),
-            counted.then_some((METADATA, None)),
-            refused.then_some((METADATA_ENFORCE, None)),
+            self.addresses.map(answers),
+            counted.then_some((METADATA, Vec::new())),
+            refused.then_some((METADATA_ENFORCE, Vec::new())),
         ]
         .into_iter()
         .flatten()
@@ -112,11 +117,10 @@ impl Rules {
     /// What `nft list table inet rolecall` prints when exactly these rules are in force.
     fn table(&self) -> Table {
         let mut table = Table::default();
-        for (file, variable) in self.files() {
-            table.merge(Table::parse(&match variable {
-                Some((name, port)) => file.replace(&format!("${name}"), &port.to_string()),
-                None => file.to_owned(),
-            }));
+        for (file, variables) in self.files() {
+            let set =
+                |file: String, (name, value): (_, u32)| file.replace(&format!("${name}"), &value.to_string());
+            table.merge(Table::parse(&variables.into_iter().fold(file.to_owned(), set)));
         }
         if self.addresses.is_some() {
             table.set_uplinks(self.uplinks.values().map(String::as_str));
@@ -187,8 +191,8 @@ pub fn metadata_guard(found: &Table) -> MetadataGuard {
     }
 }
 
-fn with_define(file: &str, name: &str, port: u16) -> String {
-    file.replacen(&format!("define {name} = 9902\n"), &format!("define {name} = {port}\n"), 1)
+fn with_define(file: &str, name: &str, value: u32) -> String {
+    file.replacen(&format!("define {name} = 9902\n"), &format!("define {name} = {value}\n"), 1)
 }
 
 async fn nft(args: &[&str], script: &str) -> Result<String, Error> {
@@ -226,6 +230,7 @@ mod tests {
             relative_uri: Some(port),
             eks: Some(port),
             addresses: Some(port),
+            agent_uid: 9902,
             uplinks: BTreeMap::new(),
             metadata: MetadataGuard::Enforce,
         }
@@ -233,7 +238,7 @@ mod tests {
 
     #[test]
     fn with_the_default_port_the_files_are_applied_verbatim() {
-        let files = [TABLE, RELATIVE_URI, EKS_PORT, ADDRESSES, METADATA, METADATA_ENFORCE];
+        let files = [TABLE, RELATIVE_URI, EKS_PORT, ADDRESSES, ANSWERS, METADATA, METADATA_ENFORCE];
         assert_eq!(all(9902).script(), files.concat());
     }
 
@@ -244,7 +249,8 @@ mod tests {
             script.lines().zip(files.lines()).filter(|(a, b)| a != b).map(|(a, _)| a).collect();
         assert_eq!(
             changed,
-            ["define relative_uri_port = 1234", "define eks_port = 1234", "define guarded_port = 1234"]
+            ["relative_uri_port", "eks_port", "guarded_port", "answering_port"]
+                .map(|name| format!("define {name} = 1234"))
         );
     }
 }

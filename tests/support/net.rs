@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use crate::netns::{Namespace, Node};
 
-pub const FILES: [&str; 6] = [
+pub const FILES: [&str; 7] = [
     include_str!("../../iptables/00-table.nft"),
     include_str!("../../iptables/10-relative-uri.nft"),
     include_str!("../../iptables/20-eks-port.nft"),
     include_str!("../../iptables/30-addresses.nft"),
+    include_str!("../../iptables/31-answers.nft"),
     include_str!("../../iptables/40-metadata.nft"),
     include_str!("../../iptables/41-metadata-enforce.nft"),
 ];
@@ -28,10 +29,11 @@ pub const ALL: [&str; 3] = ["169.254.170.23:9902", "[fd00:ec2::23]:9902", "169.2
 
 pub fn net_command(node: &Node, act: &str) -> Command {
     let mut command = node.command(ROLECALL);
-    for name in ["LISTEN", "REDIRECT_EKS_PORT", "METADATA_GUARD", "RUN_DIR", "RUN_UID", "LOCAL_SOCKET"] {
+    for name in ["LISTEN", "REDIRECT_EKS_PORT", "METADATA_GUARD", "RUN_DIR", "LOCAL_SOCKET"] {
         command.env_remove(format!("ROLECALL_{name}"));
     }
-    command.args(["net", act]);
+    // The tests' own processes stand in for the agent.
+    command.env("ROLECALL_RUN_UID", "0").args(["net", act]);
     command
 }
 
