@@ -34,7 +34,7 @@ enum Command {
         #[arg(long, env = "ROLECALL_LOCAL_SOCKET", default_value = config::LOCAL_SOCKET)]
         local_socket: PathBuf,
     },
-    /// Link-local addresses and redirect of this node: install, verify, remove.
+    /// Link-local addresses, guard and redirect of this node: install, keep, verify, remove.
     #[cfg(target_os = "linux")]
     Net(rolecall::net::Args),
     /// Try it here: emulator and broker on loopback; no cluster, no root, no AWS account.

@@ -1,33 +1,29 @@
 //! `rolecall net`: what a node needs before pods can reach the agent. Addresses, redirect, the agent's run directory; and the proof.
 //!
 //! [`address`] puts the link-local addresses on a link of our own, [`rules`] applies the files of `iptables/`, [`verify`] dials and proves
-//! that our agent answers. Needs `NET_ADMIN`, and `CHOWN` for the run directory; no privilege lasts longer than this command.
+//! that our agent answers, [`keep`] repairs. Needs `NET_ADMIN`, and `CHOWN` for the run directory; no privilege lasts longer than this command.
 
 pub mod address;
+mod keep;
 mod listing;
+mod report;
 pub mod rules;
 mod run_dir;
+mod targets;
 pub mod verify;
 
-use std::fmt::Display;
-use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use address::{Added, Holder, Kernel, Survey};
 use listing::Table;
+use report::Report;
 use rules::{MetadataGuard, Rules};
+use targets::{ECS, EKS, EKS_V6, ListenArgs, Targets, well_known};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{LISTEN, LOCAL_SOCKET};
-
-/// The address of EKS Pod Identity, which SDKs accept in `AWS_CONTAINER_CREDENTIALS_FULL_URI` over plain HTTP.
-const EKS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23));
-/// The same for IPv6.
-const EKS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23));
-/// The address of ECS: SDKs put `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` behind it.
-const ECS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2));
+use crate::config::LOCAL_SOCKET;
 
 /// `EX_USAGE` of sysexits(3).
 const EXIT_USAGE: u8 = 64;
@@ -43,27 +39,12 @@ pub struct Args {
 enum Act {
     /// Add the addresses, the guard and the redirect, and make the agent's run directory. Safe to repeat.
     Install(InstallArgs),
+    /// Watch what `install` added and put it back when somebody takes it away, until told to stop.
+    Keep(KeepArgs),
     /// Prove that each address answers, that our agent is the one who answers, and that the rules are in place.
     Verify(VerifyArgs),
     /// Take away what `install` added: the rules first, the addresses last, never what somebody else added.
     Remove(RemoveArgs),
-}
-
-#[derive(clap::Args)]
-struct ListenArgs {
-    /// Where the agent listens for container credentials (repeatable, as for `rolecall agent`)
-    #[arg(long, env = "ROLECALL_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',',
-          default_values = LISTEN)]
-    listen: Vec<String>,
-    /// Send port 80 of the EKS Pod Identity addresses to the agent too; never beside EKS's own agent
-    #[arg(long, env = "ROLECALL_REDIRECT_EKS_PORT", value_parser = clap::builder::BoolishValueParser::new())]
-    redirect_eks_port: bool,
-    /// What becomes of pods' requests to the node's instance metadata, 169.254.169.254 and fd00:ec2::254
-    #[arg(long, env = "ROLECALL_METADATA_GUARD", value_enum, default_value_t)]
-    metadata_guard: MetadataGuard,
-    /// The user that the agent runs as: owns the run directory, and alone answers from our addresses
-    #[arg(long, env = "ROLECALL_RUN_UID", default_value_t = 9902)]
-    run_uid: u32,
 }
 
 #[derive(clap::Args)]
@@ -73,6 +54,12 @@ struct InstallArgs {
     /// The directory of the agent's Unix socket; made if absent, mode 0700
     #[arg(long, env = "ROLECALL_RUN_DIR", default_value = "/run/rolecall")]
     run_dir: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct KeepArgs {
+    #[command(flatten)]
+    listen: ListenArgs,
 }
 
 #[derive(clap::Args)]
@@ -109,6 +96,10 @@ pub fn run(args: Args) -> ExitCode {
                 Ok(targets) => install(&targets, &run_dir).await,
                 Err(mistakes) => usage(&mistakes),
             },
+            Act::Keep(KeepArgs { listen }) => match Targets::from_args(&listen) {
+                Ok(targets) => keep::keep(&targets).await,
+                Err(mistakes) => usage(&mistakes),
+            },
             Act::Verify(VerifyArgs { listen, local_socket }) => match Targets::from_args(&listen) {
                 Ok(targets) => prove(&targets, &local_socket).await,
                 Err(mistakes) => usage(&mistakes),
@@ -123,80 +114,6 @@ fn usage(mistakes: &[String]) -> ExitCode {
         eprintln!("error: {mistake}");
     }
     ExitCode::from(EXIT_USAGE)
-}
-
-/// Listeners, checked: what is to be held, dialled and redirected.
-#[derive(Debug, PartialEq, Eq)]
-struct Targets {
-    listeners: Vec<SocketAddr>,
-    /// The one port of the listeners on well-known addresses; `None` without any.
-    port: Option<u16>,
-    redirect_eks_port: bool,
-    metadata_guard: MetadataGuard,
-    run_uid: u32,
-}
-
-impl Targets {
-    /// All mistakes together, so that an operator corrects a manifest once.
-    fn from_args(args: &ListenArgs) -> Result<Self, Vec<String>> {
-        let mut mistakes = Vec::new();
-        let mut listeners: Vec<SocketAddr> = Vec::new();
-        for text in &args.listen {
-            match text.parse::<SocketAddr>() {
-                Ok(addr) if addr.ip().is_unspecified() => mistakes.push(format!(
-                    "--listen {text}: every address of the node would serve credentials; name one"
-                )),
-                Ok(addr) if addr.port() == 0 => {
-                    mistakes.push(format!("--listen {text}: the port must be known before the agent runs"));
-                }
-                Ok(addr) if listeners.contains(&addr) => {}
-                Ok(addr) => listeners.push(addr),
-                Err(_) => {
-                    mistakes.push(format!("--listen {text}: not ADDRESS:PORT ([ADDRESS]:PORT for IPv6)"))
-                }
-            }
-        }
-        let mut ports: Vec<u16> =
-            listeners.iter().filter(|addr| well_known(addr.ip())).map(SocketAddr::port).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        if ports.len() > 1 {
-            mistakes.push(format!("--listen: one port for {EKS}, {EKS_V6} and {ECS}, not {ports:?}"));
-        }
-        if args.redirect_eks_port && !listeners.iter().any(|addr| [EKS, EKS_V6].contains(&addr.ip())) {
-            mistakes.push(format!("--redirect-eks-port: no --listen on {EKS} or {EKS_V6} to send it to"));
-        }
-        if !mistakes.is_empty() {
-            return Err(mistakes);
-        }
-        Ok(Self {
-            listeners,
-            port: ports.first().copied(),
-            redirect_eks_port: args.redirect_eks_port,
-            metadata_guard: args.metadata_guard,
-            run_uid: args.run_uid,
-        })
-    }
-
-    /// The rules that belong on this node. Whoever else holds the ECS address serves its port 80 too: that is not ours to redirect.
-    fn rules(&self, survey: &Survey) -> Rules {
-        let port = self.port.filter(|&port| port != 80);
-        let listens = |ip: IpAddr| self.listeners.iter().any(|addr| addr.ip() == ip);
-        let ecs_is_ours = matches!(survey.holder(ECS), Holder::Ours { .. });
-        Rules {
-            relative_uri: port.filter(|_| listens(ECS) && ecs_is_ours),
-            eks: port.filter(|_| self.redirect_eks_port),
-            addresses: self.port,
-            agent_uid: self.run_uid,
-            uplinks: survey.uplinks(),
-            metadata: self.metadata_guard,
-        }
-    }
-}
-
-/// The only addresses that we ever add: SDKs accept no others over plain HTTP, and any other address of a node has an owner.
-fn well_known(ip: IpAddr) -> bool {
-    [EKS, EKS_V6, ECS].contains(&ip)
 }
 
 async fn install(targets: &Targets, run_dir: &std::path::Path) -> ExitCode {
@@ -416,76 +333,5 @@ fn report_counts(rules: &Rules, found: &Table, report: &mut Report) {
     }
     for (ip, connections) in pods {
         report.warning("metadata guard", format_args!("{ip}: {connections} connections"));
-    }
-}
-
-/// One line per thing: what it is, how it stands, what to do. Warnings and failures go to standard error.
-/// Nobody need read it: a closed pipe must not leave a node half set up, as the panic of `println!` would.
-#[derive(Default)]
-struct Report {
-    failed: bool,
-}
-
-impl Report {
-    fn good(&mut self, what: impl Display, how: impl Display) {
-        let _ = writeln!(io::stdout(), "ok      {what}: {how}");
-    }
-
-    fn warning(&mut self, what: impl Display, how: impl Display) {
-        let _ = writeln!(io::stderr(), "warning {what}: {how}");
-    }
-
-    fn failed(&mut self, what: impl Display, how: impl Display) {
-        self.failed = true;
-        let _ = writeln!(io::stderr(), "FAILED  {what}: {how}");
-    }
-
-    fn exit_code(&self) -> ExitCode {
-        if self.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn targets(listen: &[&str], redirect_eks_port: bool) -> Result<Targets, Vec<String>> {
-        let listen = listen.iter().map(ToString::to_string).collect();
-        Targets::from_args(&ListenArgs {
-            listen,
-            redirect_eks_port,
-            metadata_guard: MetadataGuard::Off,
-            run_uid: 9902,
-        })
-    }
-
-    #[test]
-    fn the_defaults_share_port_9902() {
-        assert_eq!(targets(&LISTEN, true).unwrap().port, Some(9902));
-    }
-
-    #[test]
-    fn every_mistake_is_reported_at_once() {
-        let mistakes =
-            targets(&["nonsense", "0.0.0.0:9902", "127.0.0.1:0", "169.254.170.2:1"], true).unwrap_err();
-        assert_eq!(mistakes.len(), 4, "{mistakes:#?}");
-    }
-
-    #[test]
-    fn redirects_with_two_targets_are_refused() {
-        let mistakes = targets(&["169.254.170.23:9902", "169.254.170.2:9903"], false).unwrap_err();
-        assert!(mistakes[0].contains("one port"), "{mistakes:?}");
-    }
-
-    #[test]
-    fn a_listener_named_twice_is_one() {
-        assert_eq!(targets(&["169.254.170.2:9902"; 2], false).unwrap().listeners.len(), 1);
-    }
-
-    #[test]
-    fn port_80_needs_no_redirect() {
-        let at_80 = targets(&["169.254.170.2:80"], false).unwrap();
-        let rules = at_80.rules(&Survey::default());
-        assert_eq!((rules.relative_uri, rules.eks, rules.addresses), (None, None, Some(80)));
     }
 }

@@ -160,6 +160,40 @@ fn what_sets_the_network_up_is_root_with_two_capabilities_and_the_agent_is_nobod
 }
 
 #[test]
+fn the_optional_keeper_is_one_more_container_with_one_capability() {
+    let server = ApiServer::shared();
+    let without = pod_spec(server, "3-agent.yaml");
+    let patched = server.kubectl(&[
+        "patch",
+        "--local",
+        "-o=yaml",
+        "-f",
+        &manifest("3-agent.yaml"),
+        "--patch-file",
+        &manifest("net-keep/patch.yaml"),
+    ]);
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().expect("a file");
+    std::fs::write(&file, patched).expect("it is written");
+    let path = file.path().to_str().expect("UTF-8");
+    let applied =
+        server.json(&["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", path]);
+    let mut spec = applied["spec"]["template"]["spec"].clone();
+    let mut all = spec["containers"].as_array().expect("containers").clone();
+    let keeper = all.iter().position(|container| container["name"] == "net-keep").expect("net-keep");
+    let keeper = all.remove(keeper);
+    spec["containers"] = Value::Array(all);
+    assert_eq!(spec, without, "nothing else has changed");
+
+    assert_eq!(keeper["args"], json!(["net", "keep"]));
+    let install = without["initContainers"][0].clone();
+    assert_eq!((&keeper["image"], &keeper["env"]), (&install["image"], &install["env"]));
+    assert_eq!((keeper.get("volumeMounts"), keeper.get("ports")), (None, None));
+    let mut security = install["securityContext"].clone();
+    security["capabilities"]["add"] = json!(["NET_ADMIN"]);
+    assert_eq!(keeper["securityContext"], security);
+}
+
+#[test]
 fn the_agent_sees_one_folder_of_the_node() {
     let spec = pod_spec(ApiServer::shared(), "3-agent.yaml");
     assert_eq!(

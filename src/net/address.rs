@@ -154,6 +154,12 @@ impl Survey {
         own_link(&self.links).map_or(LOOPBACK, |link| &link.name)
     }
 
+    /// Whether `link` is our own, and somebody set it down: its addresses are not served then.
+    #[must_use]
+    pub fn own_link_is_down(&self, link: &str) -> bool {
+        own_link(&self.links).is_some_and(|own| own.name == link && !own.up)
+    }
+
     fn is_ours(&self, address: &Address) -> bool {
         address.marked || own_link(&self.links).is_some_and(|link| link.index == address.link)
     }
@@ -424,6 +430,14 @@ mod tests {
     fn whatever_is_on_our_own_link_is_ours() {
         let node = survey(&[(1, "lo", false), (7, LINK, true)], &[("169.254.170.2", 7, false)], &[]);
         assert_eq!(holder(&node, "169.254.170.2"), Holder::Ours { link: LINK.into() });
+    }
+
+    #[test]
+    fn only_our_own_link_is_ours_to_set_up() {
+        let mut node = survey(&[(1, "lo", false), (7, LINK, true)], &[("169.254.170.2", 7, false)], &[]);
+        assert!(!node.own_link_is_down(LINK));
+        node.links.values_mut().for_each(|link| link.up = false);
+        assert!(node.own_link_is_down(LINK) && !node.own_link_is_down("lo"));
     }
 
     #[test]

@@ -1,0 +1,151 @@
+//! The flags of `rolecall net`, checked: which addresses are to be held, dialled and redirected, and which rules belong on a node.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::address::{Holder, Survey};
+use super::rules::{MetadataGuard, Rules};
+use crate::config::LISTEN;
+
+/// The address of EKS Pod Identity, which SDKs accept in `AWS_CONTAINER_CREDENTIALS_FULL_URI` over plain HTTP.
+pub(super) const EKS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23));
+/// The same for IPv6.
+pub(super) const EKS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23));
+/// The address of ECS: SDKs put `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` behind it.
+pub(super) const ECS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2));
+
+/// What every step has to know.
+#[derive(clap::Args)]
+pub(super) struct ListenArgs {
+    /// Where the agent listens for container credentials (repeatable, as for `rolecall agent`)
+    #[arg(long, env = "ROLECALL_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',',
+          default_values = LISTEN)]
+    pub(super) listen: Vec<String>,
+    /// Send port 80 of the EKS Pod Identity addresses to the agent too; never beside EKS's own agent
+    #[arg(long, env = "ROLECALL_REDIRECT_EKS_PORT", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(super) redirect_eks_port: bool,
+    /// What becomes of pods' requests to the node's instance metadata, 169.254.169.254 and fd00:ec2::254
+    #[arg(long, env = "ROLECALL_METADATA_GUARD", value_enum, default_value_t)]
+    pub(super) metadata_guard: MetadataGuard,
+    /// The user that the agent runs as: owns the run directory, and alone answers from our addresses
+    #[arg(long, env = "ROLECALL_RUN_UID", default_value_t = 9902)]
+    pub(super) run_uid: u32,
+}
+
+/// Listeners, checked: what is to be held, dialled and redirected.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Targets {
+    pub(super) listeners: Vec<SocketAddr>,
+    /// The one port of the listeners on well-known addresses; `None` without any.
+    port: Option<u16>,
+    redirect_eks_port: bool,
+    metadata_guard: MetadataGuard,
+    pub(super) run_uid: u32,
+}
+
+impl Targets {
+    /// All mistakes together, so that an operator corrects a manifest once.
+    pub(super) fn from_args(args: &ListenArgs) -> Result<Self, Vec<String>> {
+        let mut mistakes = Vec::new();
+        let mut listeners: Vec<SocketAddr> = Vec::new();
+        for text in &args.listen {
+            match text.parse::<SocketAddr>() {
+                Ok(addr) if addr.ip().is_unspecified() => mistakes.push(format!(
+                    "--listen {text}: every address of the node would serve credentials; name one"
+                )),
+                Ok(addr) if addr.port() == 0 => {
+                    mistakes.push(format!("--listen {text}: the port must be known before the agent runs"));
+                }
+                Ok(addr) if listeners.contains(&addr) => {}
+                Ok(addr) => listeners.push(addr),
+                Err(_) => {
+                    mistakes.push(format!("--listen {text}: not ADDRESS:PORT ([ADDRESS]:PORT for IPv6)"))
+                }
+            }
+        }
+        let mut ports: Vec<u16> =
+            listeners.iter().filter(|addr| well_known(addr.ip())).map(SocketAddr::port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        if ports.len() > 1 {
+            mistakes.push(format!("--listen: one port for {EKS}, {EKS_V6} and {ECS}, not {ports:?}"));
+        }
+        if args.redirect_eks_port && !listeners.iter().any(|addr| [EKS, EKS_V6].contains(&addr.ip())) {
+            mistakes.push(format!("--redirect-eks-port: no --listen on {EKS} or {EKS_V6} to send it to"));
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        Ok(Self {
+            listeners,
+            port: ports.first().copied(),
+            redirect_eks_port: args.redirect_eks_port,
+            metadata_guard: args.metadata_guard,
+            run_uid: args.run_uid,
+        })
+    }
+
+    /// The rules that belong on this node. Whoever else holds the ECS address serves its port 80 too: that is not ours to redirect.
+    pub(super) fn rules(&self, survey: &Survey) -> Rules {
+        let port = self.port.filter(|&port| port != 80);
+        let listens = |ip: IpAddr| self.listeners.iter().any(|addr| addr.ip() == ip);
+        let ecs_is_ours = matches!(survey.holder(ECS), Holder::Ours { .. });
+        Rules {
+            relative_uri: port.filter(|_| listens(ECS) && ecs_is_ours),
+            eks: port.filter(|_| self.redirect_eks_port),
+            addresses: self.port,
+            agent_uid: self.run_uid,
+            uplinks: survey.uplinks(),
+            metadata: self.metadata_guard,
+        }
+    }
+}
+
+/// The only addresses that we ever add: SDKs accept no others over plain HTTP, and any other address of a node has an owner.
+pub(super) fn well_known(ip: IpAddr) -> bool {
+    [EKS, EKS_V6, ECS].contains(&ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(listen: &[&str], redirect_eks_port: bool) -> Result<Targets, Vec<String>> {
+        let listen = listen.iter().map(ToString::to_string).collect();
+        Targets::from_args(&ListenArgs {
+            listen,
+            redirect_eks_port,
+            metadata_guard: MetadataGuard::Off,
+            run_uid: 9902,
+        })
+    }
+
+    #[test]
+    fn the_defaults_share_port_9902() {
+        assert_eq!(targets(&LISTEN, true).unwrap().port, Some(9902));
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once() {
+        let mistakes =
+            targets(&["nonsense", "0.0.0.0:9902", "127.0.0.1:0", "169.254.170.2:1"], true).unwrap_err();
+        assert_eq!(mistakes.len(), 4, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn redirects_with_two_targets_are_refused() {
+        let mistakes = targets(&["169.254.170.23:9902", "169.254.170.2:9903"], false).unwrap_err();
+        assert!(mistakes[0].contains("one port"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn a_listener_named_twice_is_one() {
+        assert_eq!(targets(&["169.254.170.2:9902"; 2], false).unwrap().listeners.len(), 1);
+    }
+
+    #[test]
+    fn port_80_needs_no_redirect() {
+        let at_80 = targets(&["169.254.170.2:80"], false).unwrap();
+        let rules = at_80.rules(&Survey::default());
+        assert_eq!((rules.relative_uri, rules.eks, rules.addresses), (None, None, Some(80)));
+    }
+}
