@@ -4,6 +4,7 @@
 //! that our agent answers, [`keep`] repairs. Needs `NET_ADMIN`, and `CHOWN` for the run directory; no privilege lasts longer than this command.
 
 pub mod address;
+mod inside;
 mod keep;
 mod listing;
 mod report;
@@ -12,16 +13,19 @@ mod run_dir;
 mod targets;
 pub mod verify;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use address::{Added, Holder, Kernel, Survey};
+use inside::{Found, Metadata};
 use listing::Table;
 use report::Report;
 use rules::{MetadataGuard, Rules};
 use targets::{ECS, EKS, EKS_V6, ListenArgs, Targets, well_known};
 use tokio::signal::unix::{SignalKind, signal};
+use verify::Fault;
 
 use crate::config::LOCAL_SOCKET;
 
@@ -79,6 +83,9 @@ struct VerifyArgs {
     /// The agent's own socket, which says who must answer
     #[arg(long, env = "ROLECALL_LOCAL_SOCKET", default_value = LOCAL_SOCKET)]
     local_socket: PathBuf,
+    /// Prove it from inside this network namespace too, a pod's: /run/netns/NAME or /proc/PID/ns/net (repeatable; needs SYS_ADMIN)
+    #[arg(long, value_name = "PATH")]
+    netns: Vec<PathBuf>,
 }
 
 /// Runs one step and says line by line what it found and did. 0: good; 1: something failed; 64: bad flags.
@@ -100,8 +107,8 @@ pub fn run(args: Args) -> ExitCode {
                 Ok(targets) => keep::keep(&targets).await,
                 Err(mistakes) => usage(&mistakes),
             },
-            Act::Verify(VerifyArgs { listen, local_socket }) => match Targets::from_args(&listen) {
-                Ok(targets) => prove(&targets, &local_socket).await,
+            Act::Verify(VerifyArgs { listen, local_socket, netns }) => match Targets::from_args(&listen) {
+                Ok(targets) => prove(&targets, &local_socket, &netns).await,
                 Err(mistakes) => usage(&mistakes),
             },
             Act::Remove(RemoveArgs { run_dir, wait }) => remove(&run_dir, wait).await,
@@ -116,7 +123,7 @@ fn usage(mistakes: &[String]) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-async fn install(targets: &Targets, run_dir: &std::path::Path) -> ExitCode {
+async fn install(targets: &Targets, run_dir: &Path) -> ExitCode {
     let mut report = Report::default();
     let run_uid = targets.run_uid;
     match run_dir::prepare(run_dir, run_uid) {
@@ -193,7 +200,7 @@ fn report_rules(rules: &Rules, survey: &Survey, report: &mut Report) {
     report.good("metadata guard", mode);
 }
 
-async fn remove(run_dir: &std::path::Path, wait: bool) -> ExitCode {
+async fn remove(run_dir: &Path, wait: bool) -> ExitCode {
     let mut report = Report::default();
     // Before the work: the first process of a container does not hear a signal that it has not asked for.
     let stop = match wait.then(|| signal(SignalKind::terminate())).transpose() {
@@ -236,7 +243,7 @@ async fn remove_addresses(report: &mut Report) -> Result<(), address::Error> {
     Ok(())
 }
 
-async fn prove(targets: &Targets, local_socket: &std::path::Path) -> ExitCode {
+async fn prove(targets: &Targets, local_socket: &Path, namespaces: &[PathBuf]) -> ExitCode {
     let mut report = Report::default();
     let absent = match prove_set_up(targets, &mut report).await {
         Ok(absent) => absent,
@@ -245,11 +252,18 @@ async fn prove(targets: &Targets, local_socket: &std::path::Path) -> ExitCode {
             Vec::new()
         }
     };
-    let targets: Vec<SocketAddr> =
+    let dialled: Vec<SocketAddr> =
         targets.listeners.iter().filter(|addr| !absent.contains(&addr.ip())).copied().collect();
     match verify::instance(local_socket).await {
         Ok(instance) => {
-            for (addr, answer) in verify::verify(&targets, &instance).await {
+            for namespace in namespaces {
+                let refused = targets.metadata_guard == MetadataGuard::Enforce;
+                match inside::dial(namespace, &dialled, &instance, refused).await {
+                    Ok(found) => report_inside(namespace, found, &mut report),
+                    Err(err) => report.failed(namespace.display(), err),
+                }
+            }
+            for (addr, answer) in verify::verify(&dialled, &instance).await {
                 match answer {
                     Ok(()) => report.good(addr, "our agent answers"),
                     Err(err) => report.failed(addr, err),
@@ -259,6 +273,36 @@ async fn prove(targets: &Targets, local_socket: &std::path::Path) -> ExitCode {
         Err(err) => report.failed("agent", err),
     }
     report.exit_code()
+}
+
+/// What a pod finds at our addresses, and with the guard's mode `enforce` at instance metadata.
+fn report_inside(namespace: &Path, found: Found, report: &mut Report) {
+    let what = |addr: SocketAddr| format!("{addr} from {}", namespace.display());
+    for (addr, answer) in found.ours {
+        match answer {
+            Ok(()) => report.good(what(addr), "our agent answers"),
+            // Many pods have one family alone.
+            Err(Fault::Unreachable(err))
+                if addr.is_ipv6() && err.kind() == io::ErrorKind::NetworkUnreachable =>
+            {
+                report.warning(what(addr), "no route: this pod has no IPv6");
+            }
+            Err(err) => report.failed(what(addr), err),
+        }
+    }
+    for (addr, answer) in found.metadata {
+        match answer {
+            Metadata::Reached => report.failed(
+                what(addr),
+                "reached, though enforce is asked for: by a datapath that passes the guard by, or another's redirect",
+            ),
+            Metadata::Refused(err) => report.good(what(addr), format_args!("not reached ({err})")),
+            Metadata::Silent => report.warning(
+                what(addr),
+                "no answer within 2 s: dropped before the guard could refuse it, so SDKs wait",
+            ),
+        }
+    }
 }
 
 /// Checks addresses and rules. Returns the addresses whose family this node does without: optional, so nothing is to be dialled there.

@@ -366,3 +366,99 @@ fn verify_names_a_mode_and_an_uplink_that_are_not_the_ones_in_force() {
     let said = proof(&[]);
     assert!(said.contains("ok      address guard: nobody reaches us by veth1, eth9"), "{said}");
 }
+
+// From inside a pod.
+
+/// `verify`'s outcome and words, from inside these pods too.
+fn from_inside(world: &World, pods: &[&Pod], args: &[&str]) -> (Option<i32>, String) {
+    let agent = FakeAgent::start(&world.node, "the-word", &ALL);
+    let paths: Vec<String> = pods.iter().map(|pod| path(pod)).collect();
+    let inside = paths.iter().flat_map(|path| ["--netns", path]);
+    let proof = agent.verify(&world.node, &args.iter().copied().chain(inside).collect::<Vec<_>>());
+    (proof.status.code(), text(&proof))
+}
+
+fn path(pod: &Pod) -> String {
+    format!("/run/netns/{}", pod.name())
+}
+
+#[test]
+fn verify_proves_the_agent_and_the_guard_from_inside_pods() {
+    let Some(world) = World::new("inside") else { return };
+    install(&world.node, &ENFORCE);
+    let (code, said) = from_inside(&world, &world.pods(), &ENFORCE);
+    assert_eq!(code, Some(0), "{said}");
+    for pod in world.pods().map(path) {
+        for at in ALL {
+            assert!(said.contains(&format!("ok      {at} from {pod}: our agent answers")), "{said}");
+        }
+        for at in METADATA {
+            assert!(
+                said.contains(&format!("ok      {at} from {pod}: not reached (Connection refused")),
+                "{said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn verify_counts_no_pod_as_one_that_asks_for_metadata() {
+    let Some(world) = World::new("inside_observe") else { return };
+    install(&world.node, &[]);
+    let (code, said) = from_inside(&world, &world.pods(), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(counter(&world.node, "metadata_connections"), 0, "{said}");
+}
+
+#[test]
+fn verify_names_what_a_pod_reaches_and_what_it_does_not() {
+    let Some(world) = World::new("inside_bad") else { return };
+    // Rules as they should be, and still: somebody else takes the metadata requests, and the pod has another idea of our address.
+    nft(
+        &world.node,
+        "add table ip theirs; add chain ip theirs p { type nat hook prerouting priority dstnat; };
+         add rule ip theirs p ip daddr 169.254.169.254 tcp dport 80 dnat to 10.0.0.1:8181",
+    );
+    let _theirs = listen(&world.node, address("10.0.0.1:8181"));
+    let only_v4 = world.node.routed_pod("c", "10.0.1.9", None);
+    only_v4.ip("route add unreachable 169.254.170.23/32");
+    install(&world.node, &ENFORCE);
+    let (code, said) = from_inside(&world, &[&only_v4], &ENFORCE);
+    assert_eq!(code, Some(1), "{said}");
+    let pod = path(&only_v4);
+    for line in [
+        format!("FAILED  169.254.169.254:80 from {pod}: reached, though enforce is asked for"),
+        format!("FAILED  169.254.170.23:9902 from {pod}: cannot connect"),
+        format!("ok      169.254.170.2:9902 from {pod}: our agent answers"),
+        format!("warning [fd00:ec2::23]:9902 from {pod}: no route: this pod has no IPv6"),
+    ] {
+        assert!(said.contains(&line), "{line}: {said}");
+    }
+}
+
+#[test]
+fn verify_names_the_right_that_it_lacks_to_look_from_inside() {
+    let Some(world) = World::new("inside_rights") else { return };
+    install(&world.node, &[]);
+    let agent = FakeAgent::start(&world.node, "the-word", &ALL);
+    let socket = agent.socket.to_str().unwrap();
+    let said = with_capabilities(
+        &world.node,
+        "-all,+net_admin",
+        "verify",
+        &[
+            "--run-uid",
+            "0",
+            "--local-socket",
+            socket,
+            "--netns",
+            &path(&world.routed),
+            "--netns",
+            "/run/none",
+        ],
+    );
+    assert_eq!(said.status.code(), Some(1));
+    for why in ["run this on the node as root (SYS_ADMIN)", "FAILED  /run/none: cannot open it"] {
+        assert!(text(&said).contains(why), "{}", text(&said));
+    }
+}

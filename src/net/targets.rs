@@ -38,7 +38,7 @@ pub(super) struct Targets {
     /// The one port of the listeners on well-known addresses; `None` without any.
     port: Option<u16>,
     redirect_eks_port: bool,
-    metadata_guard: MetadataGuard,
+    pub(super) metadata_guard: MetadataGuard,
     pub(super) run_uid: u32,
 }
 

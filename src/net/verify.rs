@@ -21,7 +21,7 @@ use crate::admin;
 use crate::server::reply::INSTANCE;
 
 /// For connect and answer together; the agent answers an unknown path from memory.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is wrong with an address.
 #[derive(Debug, thiserror::Error)]
