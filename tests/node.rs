@@ -32,6 +32,8 @@ mod world;
 mod grants;
 #[path = "node/lifecycle.rs"]
 mod lifecycle;
+#[path = "node/metadata.rs"]
+mod metadata;
 #[path = "node/sdks.rs"]
 mod sdks;
 #[path = "node/trouble.rs"]
@@ -65,4 +67,5 @@ const NAMESPACES: &[&str] = &[
     "by-address",
     "stalled",
     "secrets",
+    "enforced",
 ];
