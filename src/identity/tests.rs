@@ -363,13 +363,20 @@ async fn a_pod_that_only_a_list_has_shown_has_its_keys_at_once_and_keeps_them() 
         crate::warm::follow(Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&app.cache));
     let follower = tokio::spawn(follower);
     let confirmations = Confirmations::start(Arc::clone(&app.pods), Arc::clone(&cluster) as _, false);
-    let identity = Identity { pods: Arc::clone(&app.pods), confirmations };
+    let identity = Identity::new(
+        &Source::Address,
+        Authorization::default(),
+        Arc::clone(&app.pods),
+        Arc::clone(&cluster) as _,
+    );
+    let identity = Identity { confirmations, ..identity };
     let annotations = std::collections::BTreeMap::from([("rolecall.dev/role-arn".into(), ROLE.into())]);
     app.accounts.apply(&account("new"), "uid", &annotations);
     cluster.set_pods(vec![pod("new", IP)]);
     let begun = Instant::now();
     for hour in 0..3 {
-        let attested = identity.attest(&vouched("new", IP), Instant::now() + HOLD).await.unwrap();
+        let attested =
+            identity.attest(&vouched("new", IP), &Presented::Nothing, Instant::now() + HOLD).await.unwrap();
         let plan = app.accounts.plan(&attested.pod().service_account).unwrap().unwrap();
         let (_, served) = app.cache.fresh_or_fetch(&plan, Instant::now() + HOLD).await;
         served.unwrap();
