@@ -19,8 +19,9 @@
 //! | [`server::reply`] | a refusal | status, code, body |
 //!
 //! Around it: [`app`] builds every part; [`config`] has every flag; [`warm`] keeps the plans in step with the pods; [`admin`],
-//! [`metrics`] and [`telemetry`] are for the operator; [`shutdown`] drains; [`harden`] gives up what the process does not need; [`time`] and [`sys`] are the clock and the only
-//! `unsafe`. Beside it: [`dev`] runs the same path on loopback, [`emulator`] is the STS that it talks to, `net` gives a node its
+//! [`metrics`] and [`telemetry`] are for the operator; [`shutdown`] drains; [`harden`] gives up what the process does not need;
+//! [`time`] and [`sys`] are the clock and the only `unsafe`. Beside it: [`dev`] runs the same path on loopback, [`emulator`] is
+//! the STS that it talks to, [`oidc`] makes what an issuer publishes and what IAM must know of it, `net` gives a node its
 //! addresses, and `fakes` are the two doors in memory (feature `testing`).
 //!
 //! # What must never break
@@ -59,6 +60,7 @@ pub mod identity;
 pub mod metrics;
 #[cfg(target_os = "linux")]
 pub mod net;
+pub mod oidc;
 pub mod policy;
 pub mod role;
 pub mod server;

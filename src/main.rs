@@ -11,7 +11,7 @@ use rolecall::config::{self, Config};
 use rolecall::harden::{self, FileSystem};
 use rolecall::metrics::Metrics;
 use rolecall::telemetry::{self, Lines};
-use rolecall::{admin, app, dev, emulator};
+use rolecall::{admin, app, dev, emulator, oidc};
 
 /// Pod Identity for any Kubernetes: annotate a ServiceAccount, and its pods get that AWS role.
 #[derive(Parser)]
@@ -41,6 +41,8 @@ enum Command {
     Dev(dev::Args),
     /// An STS that validates: web-identity tokens, trust policies, GetCallerIdentity.
     Emulator(emulator::Args),
+    /// What an issuer of your own needs: discovery document, JWKS, thumbprint, trust policy, IAM's provider.
+    Oidc(Box<oidc::Args>),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Net(args) => rolecall::net::run(args),
         Command::Dev(args) => run_dev(args),
         Command::Emulator(args) => emulator::run(args),
+        Command::Oidc(args) => oidc::run(*args),
     }
 }
 

@@ -14,7 +14,7 @@ pub(crate) enum Error {
     Algorithm { alg: String },
     #[error("the token's header has critical extensions, which nobody here understands")]
     Critical,
-    #[error("the token's header names no key")]
+    #[error("the token's header names no key, and the issuer has none without a name")]
     NoKeyId,
     #[error("the issuer has no key {kid:?}")]
     UnknownKey { kid: String },
@@ -98,7 +98,7 @@ impl<'a> Unverified<'a> {
     /// Takes a compact JWS apart.
     ///
     /// # Errors
-    /// Anything but three base64url parts with a known algorithm, a key id and the claims that AWS requires.
+    /// Anything but three base64url parts with a known algorithm and the claims that AWS requires.
     pub(crate) fn parse(token: &'a str) -> Result<Self, Error> {
         let (signed, signature) = token.rsplit_once('.').ok_or(Error::Malformed)?;
         let (header, claims) = signed.split_once('.').ok_or(Error::Malformed)?;
@@ -111,7 +111,9 @@ impl<'a> Unverified<'a> {
             return Err(Error::Critical);
         }
         let algorithm = Algorithm::parse(&header.alg)?;
-        let kid = header.kid.ok_or(Error::NoKeyId)?;
+        // A token without a key id is good if the issuer publishes a key with an empty one: Kubernetes before 1.16
+        // named none, and the self-hosted walkthrough of EKS's webhook has such an entry for them.
+        let kid = header.kid.unwrap_or_default();
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| Error::Malformed)?;
         Ok(Self { signed, signature, algorithm, kid, claims: Claims::read(raw)? })
     }
@@ -129,7 +131,7 @@ impl<'a> Unverified<'a> {
         let kid = || self.kid.clone();
         let mut named = keys.keys.iter().filter(|key| key.kid == self.kid).peekable();
         if named.peek().is_none() {
-            return Err(Error::UnknownKey { kid: kid() });
+            return Err(if self.kid.is_empty() { Error::NoKeyId } else { Error::UnknownKey { kid: kid() } });
         }
         let mut fitting = named.filter(|key| key.algorithm == self.algorithm).peekable();
         if fitting.peek().is_none() {
