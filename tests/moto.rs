@@ -36,6 +36,41 @@ fn the_policy_of_the_role_decides_which_bucket_can_be_made() {
     shell.leave();
 }
 
+#[test]
+fn the_aws_cli_takes_what_oidc_writes() {
+    let moto = Moto::start();
+    let folder = tempfile::tempdir().expect("there is room");
+    let written = |name: &str, args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_rolecall")).arg("oidc").args(args).output();
+        let output = output.expect("rolecall starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let path = folder.path().join(name);
+        std::fs::write(&path, output.stdout).expect("the folder is ours");
+        format!("file://{}", path.display())
+    };
+    let issuer = ["--cluster", "https://oidc.example.com/a"];
+    let sha1 = "c9bb5bbca8823f0dcf6b3e64a5237ff4686779bb";
+    let provider = written("provider", &[&["provider", "--thumbprint", sha1], &issuer[..]].concat());
+    let arn = moto.aws(&[
+        "iam",
+        "create-open-id-connect-provider",
+        "--cli-input-json",
+        &provider,
+        "--output",
+        "text",
+    ]);
+    let arn = arn.trim();
+    assert_eq!(arn, format!("arn:aws:iam::{}:oidc-provider/oidc.example.com/a", moto::ACCOUNT));
+    let seen = moto.aws(&["iam", "get-open-id-connect-provider", "--open-id-connect-provider-arn", arn]);
+    assert!(seen.contains("sts.amazonaws.com") && seen.contains(sha1), "{seen}");
+
+    let who = ["--account", moto::ACCOUNT, "--service-account", "shop/web", "--service-account", "batch/*"];
+    let policy = written("policy", &[&["trust-policy"], &who[..], &issuer[..]].concat());
+    let role = ["iam", "create-role", "--role-name", "web", "--assume-role-policy-document", &policy];
+    let role = moto.aws(&role);
+    assert!(role.contains(arn), "the policy names the provider as IAM does: {role}");
+}
+
 /// A shell as the child of `rolecall dev`, so that moto can change between two commands of one served identity.
 struct Shell {
     dev: Child,

@@ -65,6 +65,11 @@ impl Moto {
     }
 
     fn iam(&self, action: &str, role: &str, args: &[&str]) {
+        self.aws(&[&["iam", action, "--role-name", role], args].concat());
+    }
+
+    /// What the AWS CLI prints when it is called with these.
+    pub(crate) fn aws(&self, args: &[&str]) -> String {
         // Any keys will do until `enforce_iam`.
         let environment = Environment::new()
             .region(REGION)
@@ -73,9 +78,9 @@ impl Moto {
             .with("AWS_SECRET_ACCESS_KEY", "any");
         let mut command = Command::new(tool("python", "aws"));
         environment.apply(&mut command);
-        let output =
-            command.args(["iam", action, "--role-name", role]).args(args).output().expect("aws starts");
-        assert!(output.status.success(), "aws iam {action}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = command.args(args).output().expect("aws starts");
+        assert!(output.status.success(), "aws {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("aws prints UTF-8")
     }
 }
 
