@@ -132,6 +132,39 @@ async fn the_check_compares_with_what_the_api_server_signs_with() {
     assert!(said.out.contains(&format!("tokens say {:?}", server.issuer())), "{}", said.out);
 }
 
+#[test]
+fn the_walkthrough_works_as_it_stands() {
+    let (_, page) =
+        include_str!("../docs/oidc.md").split_once("## Try it here").expect("the page has the section");
+    let script =
+        page.split("```").nth(1).and_then(|block| block.strip_prefix("sh\n")).expect("and its commands");
+    // The emulator's default port may be taken here; the namespace is the page's own.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    assert_eq!(script.matches(":9910").count(), 1);
+    let script = script
+        .replace(":9910", &format!(":{port}"))
+        .replace("--config sts.yaml", &format!("--config sts.yaml --listen 127.0.0.1:{port}"));
+    // The emulator ends with the script, also when a line of it fails.
+    let script = format!("trap 'kill %1 2>/dev/null || true' EXIT\n{script}");
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_rolecall")).parent().unwrap();
+    let kubectl = ApiServer::shared().state().join("bin");
+    let path = format!("{}:{}:{}", binary.display(), kubectl.display(), std::env::var("PATH").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let run = Command::new("bash")
+        .args(["-e", "-m", "-c", &script])
+        .current_dir(&folder)
+        .env("PATH", path)
+        .env("KUBECONFIG", kubeconfig())
+        .output()
+        .expect("bash runs");
+    let said = format!("{}\n{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{said}");
+    let (good, refused) =
+        said.split_once("</AssumeRoleWithWebIdentityResponse>").unwrap_or_else(|| panic!("{said}"));
+    assert!(good.contains("<Arn>arn:aws:sts::111122223333:assumed-role/web/try</Arn>"), "{said}");
+    assert!(refused.contains("<Code>AccessDenied</Code>"), "{said}");
+}
+
 #[tokio::test]
 async fn documents_for_an_issuer_to_come_have_the_keys_of_today() {
     let args = ["discovery", "--kubeconfig", &kubeconfig(), "--issuer", "https://oidc.example.com/a"];
