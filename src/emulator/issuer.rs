@@ -3,16 +3,18 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::digest;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use secrecy::SecretString;
 use serde_json::json;
 
+use crate::oidc::keys::PublicKey;
+
 /// Signs tokens with an ES256 key that it made itself and keeps in memory.
 pub struct Issuer {
     url: String,
     kid: String,
+    public: PublicKey,
     key: EcdsaKeyPair,
     random: SystemRandom,
 }
@@ -33,9 +35,9 @@ impl Issuer {
                 EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.as_ref(), &random).ok()
             })
             .expect("the kernel gives random numbers, and ring reads the key that it wrote");
-        let hash = digest::digest(&digest::SHA256, key.public_key().as_ref());
-        let kid = URL_SAFE_NO_PAD.encode(&hash.as_ref()[..16]);
-        Self { url: url.into(), kid, key, random }
+        let public =
+            PublicKey::from_point(key.public_key().as_ref()).expect("ring's points are uncompressed");
+        Self { url: url.into(), kid: public.kid(), public, key, random }
     }
 
     /// The `iss` claim that its tokens need.
@@ -50,14 +52,7 @@ impl Issuer {
 
     /// Its public key, as `/openid/v1/jwks` would publish it.
     pub fn jwks_json(&self) -> String {
-        // An uncompressed point: 0x04, then x and y of 32 bytes each.
-        let point = self.key.public_key().as_ref();
-        let (x, y) = (&point[1..33], &point[33..65]);
-        json!({"keys": [{
-            "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": self.kid,
-            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
-        }]})
-        .to_string()
+        json!({"keys": [self.public.jwk()]}).to_string()
     }
 
     /// A token with exactly these claims: nothing is added, so that a test can leave out what it wants.

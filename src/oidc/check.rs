@@ -53,7 +53,7 @@ pub(super) async fn check(url: &str, issuer: &str, keys: &[Value], fetcher: &Fet
 
 impl Findings {
     fn differs(&mut self, what: String) {
-        self.differences.push(what);
+        self.differences.push(printable(&what));
     }
 
     /// The JSON document at `url`, if there is one; everything odd about how it is served is noted on the way.
@@ -125,12 +125,17 @@ impl Findings {
                 ));
             }
             if !signing.iter().any(|ours| ours["kid"] == key["kid"]) {
-                self.notes.push(format!(
+                self.notes.push(printable(&format!(
                     "{url}: {name} is published too; whoever holds it can sign tokens. Fine while keys are rotated"
-                ));
+                )));
             }
         }
     }
+}
+
+/// Parts of it came from whoever publishes, who could steer the operator's terminal with them.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "?")
 }
 
 fn named(key: &Value) -> String {

@@ -82,3 +82,49 @@ fn head_length(length: usize) -> usize {
         _ => 4,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_nothing_shorter_or_longer() {
+        for length in [0, 1, 0x7f, 0x80, 0xff, 0x100, 0xffff] {
+            let content = vec![7; length];
+            let whole = element(SEQUENCE, &content);
+            assert_eq!(Der::new(&whole).only(SEQUENCE), Some(content.as_slice()), "{length}");
+            assert_eq!(Der::new(&whole).next(INTEGER), None);
+            assert_eq!(Der::new(&[whole.as_slice(), &[0]].concat()).only(SEQUENCE), None);
+            for cut in 0..whole.len().min(300) {
+                assert_eq!(Der::new(&whole[..cut]).next(SEQUENCE), None, "{cut} of {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_have_one_spelling() {
+        for long in [
+            &[0x30, 0x81, 1, 7][..],
+            &[0x30, 0x82, 0, 1, 7],
+            &[0x30, 0x83, 0, 0, 1, 7],
+            &[0x30, 0x80, 7, 0, 0],
+        ] {
+            assert_eq!(Der::new(long).next(SEQUENCE), None, "{long:?}");
+        }
+    }
+
+    #[test]
+    fn integers_are_positive_and_have_one_spelling() {
+        for (content, expected) in [
+            (&[1][..], Some(&[1][..])),
+            (&[0x7f, 0], Some(&[0x7f, 0])),
+            (&[0, 0x80], Some(&[0x80])),
+            (&[], None),
+            (&[0], None),
+            (&[0, 1], None),
+            (&[0x80], None),
+        ] {
+            assert_eq!(Der::new(&element(INTEGER, content)).positive(), expected, "{content:?}");
+        }
+    }
+}

@@ -127,15 +127,17 @@ impl PublicKey {
         Ok(Self { spki, material })
     }
 
-    /// The older form, without a word on the algorithm: PKCS#1.
+    /// PKCS#1's form of an RSA key, which says nothing of the algorithm.
     fn from_pkcs1(key: &[u8]) -> Result<Self, Error> {
         let material = rsa(key).ok_or(Error::Damaged)?;
-        let bits = [&[0], key].concat();
-        let spki = der::element(
-            der::SEQUENCE,
-            &[der::element(der::SEQUENCE, RSA), der::element(der::BIT_STRING, &bits)].concat(),
-        );
-        Ok(Self { spki, material })
+        Ok(Self { spki: join_spki(RSA, key), material })
+    }
+
+    /// An uncompressed point of one of the curves, as ring has an EC key: its length says which.
+    pub(crate) fn from_point(bits: &[u8]) -> Option<Self> {
+        let curve = CURVES.into_iter().find(|curve| bits.len() == 1 + 2 * curve.width)?;
+        let algorithm = [EC, &der::element(der::OID, curve.oid)].concat();
+        Some(Self { spki: join_spki(&algorithm, bits), material: point(curve, bits)? })
     }
 
     /// The key id that Kubernetes puts into tokens and into its JWKS.
@@ -168,6 +170,11 @@ fn split_spki(spki: &[u8]) -> Option<(&[u8], &[u8])> {
     // The first octet counts unused bits, of which a key has none.
     let bits = info.only(der::BIT_STRING)?.strip_prefix(&[0])?;
     Some((algorithm, bits))
+}
+
+fn join_spki(algorithm: &[u8], bits: &[u8]) -> Vec<u8> {
+    let key = der::element(der::BIT_STRING, &[&[0], bits].concat());
+    der::element(der::SEQUENCE, &[der::element(der::SEQUENCE, algorithm), key].concat())
 }
 
 fn rsa(key: &[u8]) -> Option<Material> {

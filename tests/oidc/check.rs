@@ -123,6 +123,12 @@ async fn every_difference_of_the_discovery_document_is_told() {
 }
 
 #[tokio::test]
+async fn what_a_host_says_cannot_steer_the_terminal() {
+    let said = Published::discovery_with(|_, d| d["jwks_uri"] = "https://a\u{1b}[2J\n".into()).await;
+    assert_differs(&said, "https://a?[2J?: not a URL");
+}
+
+#[tokio::test]
 async fn every_difference_of_the_keys_is_told() {
     let with = Published::keys_with;
     let missing = |_: &mut Page, jwks: &mut Value| drop(jwks["keys"].as_array_mut().unwrap().remove(0));
