@@ -43,9 +43,9 @@ pub struct Args {
     /// Kubeconfig file [default: the pod's own ServiceAccount]
     #[arg(long, env = "ROLECALL_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
-    /// How callers are told apart: ip (source address against the kube API's podIPs), or kernel (network namespace
-    /// and cgroup; needs hostPID).
-    #[arg(long, env = "ROLECALL_IDENTITY", default_value = "ip")]
+    /// How callers are told apart: kernel (network namespace and cgroup; needs hostPID), or ip (source address against
+    /// the kube API's podIPs).
+    #[arg(long, env = "ROLECALL_IDENTITY", default_value = "kernel")]
     pub identity: String,
     /// What every request must carry in Authorization: off (nothing), present (any word, which stops plain request
     /// forgery), or token (a token of the very pod).
@@ -236,7 +236,7 @@ impl Config {
         let mut addresses = Vec::new();
         for text in &listen {
             match text.parse::<SocketAddr>() {
-                // Any pod of any node could dial the node's own addresses, and identity is judged by address.
+                // Any pod of any node could dial the node's own addresses; only link-local ones stay on the node.
                 Ok(address) if address.ip().is_unspecified() => {
                     wrong("listen", format!("{text:?} is every address of the node; name one"));
                 }
@@ -255,7 +255,7 @@ impl Config {
             "ip" => Identity::Ip,
             other => {
                 wrong("identity", format!("{other:?} is neither kernel nor ip"));
-                Identity::Ip
+                Identity::Kernel
             }
         };
         let required = match require_authorization.as_str() {
@@ -390,10 +390,10 @@ mod tests {
     }
 
     #[test]
-    fn identity_is_by_address_unless_the_kernel_is_asked_for() {
-        assert_eq!(Config::from_args(args(), |_| None).unwrap().identity, Identity::Ip);
-        let args = Args { identity: "kernel".into(), ..args() };
-        assert_eq!(Config::from_args(args, |_| None).unwrap().identity, Identity::Kernel);
+    fn the_kernel_proves_callers_unless_less_is_asked_for() {
+        assert_eq!(Config::from_args(args(), |_| None).unwrap().identity, Identity::Kernel);
+        let args = Args { identity: "ip".into(), ..args() };
+        assert_eq!(Config::from_args(args, |_| None).unwrap().identity, Identity::Ip);
     }
 
     #[test]

@@ -216,7 +216,7 @@ fn an_agent_that_sees_only_its_own_processes_refuses_to_start_and_says_what_is_m
     let Some(node) = node("attest_no_host_pid") else { return };
     let mut agent = node.command("unshare");
     agent.args(["--pid", "--fork", "--kill-child", "--mount-proc", env!("CARGO_BIN_EXE_rolecall")]);
-    agent.args(["agent", "--identity=kernel", "--node-name=n", "--local-socket=/run/none.sock"]);
+    agent.args(["agent", "--node-name=n", "--local-socket=/run/none.sock"]);
     let output = agent.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();

@@ -65,16 +65,54 @@ node_state() {
     on_node find /run -maxdepth 1 -name '*rolecall*'
 }
 
-# in_pod NAME SERVICE_ACCOUNT COMMAND...: run in a pod that carries the label, and print what it prints
+# start_pod NAME SERVICE_ACCOUNT [MORE-OF-ITS-SPEC] -- COMMAND...: a pod that carries the label
+start_pod() {
+    local name=$1 spec='"serviceAccountName": "'$2'"'
+    shift 2
+    while [[ $1 != -- ]]; do spec+=", $1"; shift; done
+    kubectl -n rolecall-example run "$name" --quiet --image="$whoami" --restart=Never --labels=rolecall.dev/inject=true \
+        --env="AWS_ENDPOINT_URL_STS=$sts" --overrides="{\"spec\": {$spec}}" ${PRIVILEGED:+--privileged} --command "$@" >/dev/null
+}
+
+# in_pod NAME SERVICE_ACCOUNT COMMAND...: run in such a pod, and print what it prints
 in_pod() {
     local name=$1 account=$2
     shift 2
-    kubectl -n rolecall-example run "$name" --quiet --image="$whoami" --restart=Never --labels=rolecall.dev/inject=true \
-        --env="AWS_ENDPOINT_URL_STS=$sts" --overrides='{"spec": {"serviceAccountName": "'"$account"'"}}' --command -- "$@" >/dev/null
+    start_pod "$name" "$account" -- "$@"
+    printed "$name"
+}
+
+# printed NAME: wait for the pod's end, and print what it has printed
+printed() {
+    local name=$1
     kubectl -n rolecall-example wait pod/"$name" --timeout=60s --for=jsonpath='{.status.containerStatuses[0].state.terminated.reason}' >/dev/null
     kubectl -n rolecall-example logs "$name"
     kubectl -n rolecall-example get pod "$name" -o jsonpath='ended: {.status.containerStatuses[0].state.terminated.reason}'
 }
+
+# pod NAME PATH: a field of the pod
+pod() { kubectl -n rolecall-example get pod "$1" -o "jsonpath={$2}"; }
+
+# One question and its answer, then until there are keys, and nothing in the way that an SDK has.
+ask='
+import json, os, time, urllib.error, urllib.request
+def ask():
+    try:
+        with urllib.request.urlopen("http://169.254.170.23:9902/v1/credentials") as answer:
+            return json.load(answer)["RoleArn"]
+    except urllib.error.HTTPError as refusal:
+        document = json.load(refusal)
+        return "%s %s: %s" % (refusal.code, document["code"], document["message"])
+def ask_on(seconds):
+    end = time.time() + seconds
+    print("first:", ask(), flush=True)
+    while time.time() < end:
+        answer = ask()
+        if not answer.startswith("503"):
+            break
+        time.sleep(0.2)
+    print("then:", answer, flush=True)
+'
 
 boto3='import boto3; print(boto3.client("sts").get_caller_identity()["Arn"])'
 identity='arn:aws:sts::111122223333:assumed-role/rolecall-example/rolecall-example\.whoami'
@@ -105,6 +143,17 @@ roles:
             StringEquals:
               kubernetes.default.svc.cluster.local:aud: sts.amazonaws.com
               kubernetes.default.svc.cluster.local:sub: system:serviceaccount:rolecall-example:whoami
+  - arn: arn:aws:iam::111122223333:role/rolecall-second
+    trust_policy:
+      Version: "2012-10-17"
+      Statement:
+        - Effect: Allow
+          Principal: {Federated: "arn:aws:iam::111122223333:oidc-provider/kubernetes.default.svc.cluster.local"}
+          Action: sts:AssumeRoleWithWebIdentity
+          Condition:
+            StringEquals:
+              kubernetes.default.svc.cluster.local:aud: sts.amazonaws.com
+              kubernetes.default.svc.cluster.local:sub: system:serviceaccount:rolecall-example:second
 YAML
 mkfifo "$out/url"
 "${CARGO_TARGET_DIR:-target}/debug/rolecall" emulator --config "$out/emulator.yaml" --listen "$CLUSTER_SUBNET.1:0" >"$out/url" 2>"$out/emulator.log" &
@@ -143,6 +192,93 @@ kubectl create rolebinding rolecall-mint -n rolecall-example --clusterrole=rolec
 kubectl -n rolecall delete pod "$agent" >/dev/null
 kubectl -n rolecall rollout status daemonset/rolecall --timeout=60s >/dev/null
 expect "the agent's pod was deleted, and its successor serves" "$identity" in_pod again whoami python3 -c "$boto3"
+
+# shellcheck disable=SC2016
+agent_status() { on_node sh -c 'grep -E "^(Uid|CapEff|VmRSS)" "/proc/$(pidof -s rolecall)/status"' | tr -s '\t\n' ' '; }
+expect "the agent sees the node's processes as user 9902 without a capability" '^Uid: 9902 9902 9902 9902 .*CapEff: 0000000000000000' agent_status
+step "the agent: $(agent_status)"
+
+# ---- attacks
+
+second='arn:aws:iam::111122223333:role/rolecall-second'
+kubectl -n rolecall-example create serviceaccount second >/dev/null
+kubectl -n rolecall-example annotate serviceaccount second "rolecall.dev/role-arn=$second" >/dev/null
+
+# next_address ADDRESS: the next pod gets it, if it is free
+next_address() { on_node sh -c "printf %s '${1%.*}.$((${1##*.} - 1))' >/var/lib/cni/networks/pods/last_reserved_ip.0"; }
+
+# reuse NAME ADDRESS: pods of the second ServiceAccount, until one has the address; each asks at once
+reuse() {
+    local name=$1 address=$2 try pod answers
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        pod=$name-$try
+        next_address "$address"
+        start_pod "$pod" second -- python3 -c "$ask
+ask_on(20)"
+        answers=$(printed "$pod")
+        [[ $answers != *rolecall-example* ]] || fail "$pod at $address has another pod's role: $answers"
+        grep -qF "then: $second" <<<"$answers" || fail "$pod has not its own role: $answers"
+        if [[ $(pod "$pod" .status.podIP) == "$address" ]]; then
+            step "attack: $name: the $try. pod has $address: $(head -1 <<<"$answers")"
+            return
+        fi
+    done
+    fail "no pod got $address"
+}
+
+start_pod victim whoami -- python3 -c "$ask
+ask_on(20)
+time.sleep(600)"
+victim_asked() { kubectl -n rolecall-example logs victim; }
+for _ in {1..100}; do ! grep -q then: <(victim_asked 2>&1) || break; done
+expect "the victim has its role" 'then: .*role/rolecall-example' victim_asked
+victim=$(pod victim .status.podIP) victim_uid=$(pod victim .metadata.uid)
+
+# While the victim lives.
+nested='
+import glob
+moved = 0
+for root in glob.glob("/sys/fs/cgroup/*/"):
+    try:
+        group = "%spod'$victim_uid'/%064x" % (root, 7)
+        os.makedirs(group)
+        open(group + "/cgroup.procs", "w").write(str(os.getpid()))
+        moved += 1
+    except OSError:
+        pass
+print("moved:", moved, open("/proc/self/cgroup").read().count("'$victim_uid'"))
+ask_on(20)'
+PRIVILEGED=1 start_pod nested second -- python3 -c "$ask$nested"
+answers=$(printed nested)
+grep -qE 'moved: [1-9][0-9]* [1-9]' <<<"$answers" || fail "no nested cgroup: $answers"
+[[ $answers != *rolecall-example* ]] || fail "a nested cgroup's name was believed: $answers"
+grep -qF "then: $second" <<<"$answers" || fail "the pod with a nested cgroup has not its own role: $answers"
+step "attack: a cgroup below the pod's own, with the victim's name: its own role"
+
+start_pod on-the-host whoami '"hostNetwork": true' -- python3 -c "$ask
+ask_on(5)"
+expect "attack: a hostNetwork pod without a token is refused" 'then: 40[13] (CallerNotIdentified|AuthorizationRequired): ' printed on-the-host
+
+kubectl -n rolecall-example delete pod victim --force --grace-period=0 >/dev/null 2>&1
+reuse deleted-by-force "$victim"
+reuse ended-by-itself "$(pod boto3 .status.podIP)"
+
+kubectl -n rolecall-example apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: two, labels: {rolecall.dev/inject: "true"}}
+spec:
+  serviceAccountName: second
+  restartPolicy: Never
+  containers:
+    - {name: one, image: "$whoami", command: [python3, -c, &ask "$(sed -e 's/\\/\\\\/g; s/"/\\"/g; s/$/\\n/' <<<"$ask
+ask_on(20)" | tr -d '\n')"]}
+    - {name: two, image: "$whoami", command: [python3, -c, *ask]}
+YAML
+kubectl -n rolecall-example wait pod/two --timeout=60s --for=jsonpath='{.status.phase}'=Succeeded >/dev/null
+answers=$(kubectl -n rolecall-example logs two --all-containers | grep -cF "then: $second")
+((answers == 2)) || fail "two containers of one pod: $(kubectl -n rolecall-example logs two --all-containers)"
+step "two containers of one pod have its role"
 
 kubectl delete -f daemonset/example/ >/dev/null
 documented "Uninstall"

@@ -28,12 +28,18 @@ impl Node {
 
     /// The same where the kernel vouches for callers.
     fn kernel(pods: &[&Pod]) -> Self {
-        let node = Self::new();
-        let confirmations =
-            Confirmations::start(Arc::clone(&node.pods), Arc::clone(&node.cluster) as _, false);
-        let node = Self { identity: Identity { confirmations, ..node.identity }, ..node };
+        let node = Self::over(Arc::default(), Arc::default());
         node.set(pods);
         node
+    }
+
+    fn over(pods: Arc<Pods>, cluster: Arc<FakeCluster>) -> Self {
+        let confirmations = Confirmations::start(Arc::clone(&pods), Arc::clone(&cluster) as _, false);
+        Self {
+            identity: Identity { confirmations, pods: Arc::clone(&pods), ..Self::new().identity },
+            pods,
+            cluster,
+        }
     }
 
     /// Watch and quorum list agree on these pods.
@@ -362,22 +368,14 @@ async fn a_pod_that_only_a_list_has_shown_has_its_keys_at_once_and_keeps_them() 
     let follower =
         crate::warm::follow(Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&app.cache));
     let follower = tokio::spawn(follower);
-    let confirmations = Confirmations::start(Arc::clone(&app.pods), Arc::clone(&cluster) as _, false);
-    let identity = Identity::new(
-        &Source::Address,
-        Authorization::default(),
-        Arc::clone(&app.pods),
-        Arc::clone(&cluster) as _,
-    );
-    let identity = Identity { confirmations, ..identity };
+    let node = Node::over(Arc::clone(&app.pods), Arc::clone(&cluster));
     let annotations = std::collections::BTreeMap::from([("rolecall.dev/role-arn".into(), ROLE.into())]);
     app.accounts.apply(&account("new"), "uid", &annotations);
     cluster.set_pods(vec![pod("new", IP)]);
     let begun = Instant::now();
     for hour in 0..3 {
-        let attested =
-            identity.attest(&vouched("new", IP), &Presented::Nothing, Instant::now() + HOLD).await.unwrap();
-        let plan = app.accounts.plan(&attested.pod().service_account).unwrap().unwrap();
+        assert_eq!(node.ask(&vouched("new", IP)).await.unwrap(), "new");
+        let plan = app.accounts.plan(&account("new")).unwrap().unwrap();
         let (_, served) = app.cache.fresh_or_fetch(&plan, Instant::now() + HOLD).await;
         served.unwrap();
         assert_eq!(begun.elapsed(), Duration::from_secs(3600) * hour, "nothing was waited for");

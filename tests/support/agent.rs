@@ -58,7 +58,6 @@ impl Agent {
             command.env_remove(name);
         }
         let child = command
-            .env("ROLECALL_IDENTITY", "kernel")
             .args(["agent", "--node-name", name, "--region", "eu-central-1", "--kubeconfig"])
             .arg(kubeconfig)
             .arg("--local-socket")
