@@ -261,7 +261,13 @@ expect "attack: a hostNetwork pod without a token is refused" 'then: 40[13] (Cal
 
 kubectl -n rolecall-example delete pod victim --force --grace-period=0 >/dev/null 2>&1
 reuse deleted-by-force "$victim"
-reuse ended-by-itself "$(pod boto3 .status.podIP)"
+# One that asks, and ends while the next one is being started.
+start_pod job whoami -- python3 -c "$ask
+ask_on(20)
+time.sleep(2)"
+kubectl -n rolecall-example wait pod/job --timeout=60s --for=jsonpath='{.status.podIP}' >/dev/null
+reuse ended-by-itself "$(pod job .status.podIP)"
+expect "and the one that ended had its own" 'then: .*role/rolecall-example' printed job
 
 kubectl -n rolecall-example apply -f - >/dev/null <<YAML
 apiVersion: v1
