@@ -36,6 +36,8 @@ mod lifecycle;
 mod metadata;
 #[path = "node/sdks.rs"]
 mod sdks;
+#[path = "node/tokens.rs"]
+mod tokens;
 #[path = "node/trouble.rs"]
 mod trouble;
 
@@ -53,6 +55,8 @@ const NAMESPACES: &[&str] = &[
     "bound",
     "hundred",
     "host",
+    "host-token",
+    "own-token",
     "deleted",
     "reused",
     "changed",

@@ -261,9 +261,17 @@ impl Case {
         self.bound_object(node, name, account, false, addresses).await
     }
 
-    /// The object of a pod on the node's own network.
-    pub async fn host_pod(&self, account: &str) {
-        self.bound_object("node", "host", account, true, &[NODE_IP, NODE_IP_V6]).await;
+    /// The object of the pod `host` on the node's own network, and its UID.
+    pub async fn host_pod(&self, account: &str) -> String {
+        self.bound_object("node", "host", account, true, &[NODE_IP, NODE_IP_V6]).await
+    }
+
+    /// A token as the kubelet projects it into that pod.
+    pub async fn token(&self, account: &str, pod: &str, uid: &str, audience: &str) -> String {
+        let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid});
+        let request = json!({"spec": {"audiences": [audience], "boundObjectRef": bound}});
+        let answer = self.post(&self.path("serviceaccounts", &format!("{account}/token")), &request).await;
+        answer["status"]["token"].as_str().unwrap().to_owned()
     }
 
     async fn bound_object(
