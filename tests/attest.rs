@@ -23,6 +23,7 @@ use std::time::Duration;
 use ladder::*;
 use netns::{Namespace, Node};
 use process::{Process, cgroup};
+use rolecall::identity::pods::Pod;
 use tokio::time::Instant;
 
 #[test]
@@ -55,6 +56,26 @@ fn bridged_pods_get_their_own_keys_over_both_families() {
             assert_eq!(account(&ask(&b, "10.0.2.8", V4)), "b");
             assert_eq!(account(&ask(&a, "fd00:2::7", V6)), "a");
             assert_eq!(account(&ask(&b, "fd00:2::8", V6)), "b");
+        }
+    });
+}
+
+#[test]
+fn a_token_names_a_pod_on_the_host_network_and_no_pod_whose_link_names_it() {
+    let Some(node) = node("attest_token") else { return };
+    let a = node.routed_pod("a", "10.0.1.7", Some("fd00::7"));
+    let _process = Process::of(&uid("a"), &a);
+    with_agent(&node, |agent| {
+        let pod = shown("a", &["10.0.1.7", "fd00::7"]);
+        let host = Pod { host_network: true, ..shown("b", &["192.0.2.1"]) };
+        agent.set(&[pod.clone(), host.clone()]);
+        let (pods, hosts) = (agent.cluster.token_of(&pod), agent.cluster.token_of(&host));
+        for (from, of_the_host, to) in [("10.0.1.7", "169.254.170.23", V4), ("fd00::7", "fd00:ec2::23", V6)] {
+            assert_eq!(account(&ask_with(&hosts, &node, of_the_host, to)), "b");
+            assert_eq!(account(&ask_with(&pods, &a, from, to)), "a");
+            refused(&ask_with(&hosts, &a, from, to), 403, "SourceMismatch");
+            refused(&ask_with(&pods, &node, of_the_host, to), 403, "SourceMismatch");
+            refused(&ask(&node, of_the_host, to), 403, "CallerNotIdentified");
         }
     });
 }

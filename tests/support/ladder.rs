@@ -116,6 +116,13 @@ pub fn ask(namespace: &Namespace, from: &str, to: &str) -> Answer {
     namespace.run(async || http::get(from, to, &http::request(to)).await)
 }
 
+/// Likewise, with a token in Authorization.
+pub fn ask_with(token: &str, namespace: &Namespace, from: &str, to: &str) -> Answer {
+    let to: SocketAddr = to.parse().unwrap();
+    let request = http::request(to).replace("Accept:", &format!("Authorization: {token}\r\nAccept:"));
+    namespace.run(async || http::get(from, to, &request).await)
+}
+
 /// The role of ServiceAccount `name`, and of no other.
 pub fn role(name: &str) -> String {
     format!("arn:aws:iam::123456789012:role/{name}")
