@@ -4,6 +4,7 @@
 //! that our agent answers, [`keep`] repairs. Needs `NET_ADMIN`, and `CHOWN` for the run directory; no privilege lasts longer than this command.
 
 pub mod address;
+mod cgroup;
 mod inside;
 mod keep;
 mod listing;
@@ -164,6 +165,7 @@ async fn install_addresses(targets: &Targets, report: &mut Report) -> Result<(),
             },
         }
     }
+    report_host_pods(targets, report);
     let survey = kernel.survey().await?;
     let rules = targets.rules(&survey);
     match rules::apply(&rules).await {
@@ -198,6 +200,26 @@ fn report_rules(rules: &Rules, survey: &Survey, report: &mut Report) {
         MetadataGuard::Enforce => "enforce: pods do not reach the node's instance metadata",
     };
     report.good("metadata guard", mode);
+}
+
+/// Pods on the host network that cannot be refused, and exemptions that count for nobody.
+fn report_host_pods(targets: &Targets, report: &mut Report) {
+    let Some(pods) = &targets.host_pods else { return };
+    if let Err(err) = cgroup::check(&pods.cgroup) {
+        report.failed("metadata guard", format_args!("pods on the host network: {err}"));
+        return;
+    }
+    report.good(
+        "metadata guard",
+        format_args!("pods on the host network ({}) do not reach it either", pods.cgroup),
+    );
+    for path in &pods.exempt {
+        if cgroup::exists(path) {
+            report.good("metadata guard", format_args!("{path} does"));
+        } else {
+            report.warning("metadata guard", format_args!("no cgroup {path} now: nobody is exempt by it"));
+        }
+    }
 }
 
 async fn remove(run_dir: &Path, wait: bool) -> ExitCode {
@@ -326,6 +348,7 @@ async fn prove_set_up(targets: &Targets, report: &mut Report) -> Result<Vec<IpAd
             },
         }
     }
+    report_host_pods(targets, report);
     let rules = targets.rules(&survey);
     match rules::in_force().await {
         Ok(found) => match rules::difference(&rules, &found) {
@@ -374,6 +397,13 @@ fn report_counts(rules: &Rules, found: &Table, report: &mut Report) {
         report.good("metadata guard", total);
     } else {
         report.warning("metadata guard", format_args!("{total}: {outcome}"));
+    }
+    let of_host = found.counter("metadata_host");
+    if of_host > 0 {
+        report.warning(
+            "metadata guard",
+            format_args!("{of_host} packets of pods on the host network: refused"),
+        );
     }
     for (ip, connections) in pods {
         report.warning("metadata guard", format_args!("{ip}: {connections} connections"));

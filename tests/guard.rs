@@ -9,6 +9,9 @@ mod net;
 #[path = "support/netns.rs"]
 mod netns;
 
+#[path = "guard/host_pods.rs"]
+mod host_pods;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::address::{self, Holder, Kernel};
 use super::report::Report;
 use super::targets::{Targets, well_known};
-use super::{install_addresses, rules};
+use super::{cgroup, install_addresses, rules};
 
 /// Changes come in bursts, and a look starts a program: this long, for the burst to end, and between two looks.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -27,6 +27,8 @@ const BETWEEN_REPAIRS: (Duration, Duration) = (Duration::from_secs(1), Duration:
 const QUIET: Duration = Duration::from_secs(60);
 /// For what the kernel tells nobody, and for a repair that failed.
 const PULSE: Duration = Duration::from_secs(30);
+/// The same where rules name cgroups: of those nobody tells us.
+const CGROUP_PULSE: Duration = Duration::from_secs(5);
 
 /// `RTMGRP_` of links, and of each family's addresses and routes.
 const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
@@ -77,6 +79,7 @@ pub(super) async fn keep(targets: &Targets) -> ExitCode {
 async fn watch(targets: &Targets, changes: &Changes) {
     let mut repaired: Option<Instant> = None;
     let mut pause = BETWEEN_REPAIRS.0;
+    let pulse = if targets.host_pods.is_some() { CGROUP_PULSE } else { PULSE };
     loop {
         let looked = Instant::now();
         changes.forget();
@@ -90,7 +93,7 @@ async fn watch(targets: &Targets, changes: &Changes) {
         }
         tokio::select! {
             () = changes.next() => sleep(SETTLE).await,
-            () = sleep(PULSE) => {}
+            () = sleep(pulse) => {}
         }
         sleep_until(looked + BETWEEN_LOOKS).await;
     }
@@ -131,6 +134,9 @@ async fn faults(targets: &Targets) -> Result<Vec<String>, Error> {
             }
             _ => {}
         }
+    }
+    if let Some(err) = targets.host_pods.as_ref().and_then(|pods| cgroup::check(&pods.cgroup).err()) {
+        faults.push(format!("pods on the host network: {err}"));
     }
     faults.extend(rules::difference(&targets.rules(&survey), &rules::in_force().await?));
     Ok(faults)

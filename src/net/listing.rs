@@ -78,6 +78,11 @@ impl Table {
         self.blocks.extend(other.blocks);
     }
 
+    /// Puts a line before the others of a chain.
+    pub(super) fn insert(&mut self, head: &str, line: String) {
+        self.blocks.entry(head.to_owned()).or_default().insert(0, line);
+    }
+
     /// What differs from `wanted`, for people; `None` if the rules are the same.
     pub(super) fn difference(&self, wanted: &Self) -> Option<String> {
         for (head, lines) in &wanted.blocks {

@@ -21,6 +21,8 @@ const ANSWERS: &str = include_str!("../../iptables/31-answers.nft");
 const METADATA: &str = include_str!("../../iptables/40-metadata.nft");
 const METADATA_ENFORCE: &str = include_str!("../../iptables/41-metadata-enforce.nft");
 
+const METADATA_HOST: &str = include_str!("../../iptables/42-metadata-host.nft");
+
 /// Why the rules could not be applied or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -74,6 +76,33 @@ pub struct Rules {
     pub uplinks: BTreeMap<u32, String>,
     /// Pods and the node's instance metadata.
     pub metadata: MetadataGuard,
+    /// Those of them that are on the host network; only beside `enforce`.
+    pub host_pods: Option<HostPods>,
+}
+
+/// Pods on the host network, which the metadata guard refuses too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPods {
+    /// The cgroup that holds all pods: `kubepods.slice`.
+    pub cgroup: String,
+    /// Cgroups below it that go on to reach instance metadata.
+    pub exempt: Vec<String>,
+}
+
+impl HostPods {
+    /// The file, with the cgroup of this node.
+    fn file(&self) -> String {
+        METADATA_HOST.replacen(&matching("kubepods.slice"), &matching(&self.cgroup), 1)
+    }
+
+    fn exemptions(&self) -> impl Iterator<Item = String> {
+        self.exempt.iter().map(|path| format!("{} return", matching(path)))
+    }
+}
+
+/// The kernel compares a socket's ancestor at one level: the number of names in the path.
+fn matching(path: &str) -> String {
+    format!("socket cgroupv2 level {} \"{path}\"", path.split('/').count())
 }
 
 /// A file and the variables of its `define` lines with their values.
@@ -87,6 +116,12 @@ impl Rules {
         for (file, variables) in self.files() {
             let define = |file: String, (name, value)| with_define(&file, name, value);
             script.push_str(&variables.into_iter().fold(file.to_owned(), define));
+        }
+        if let Some(pods) = &self.host_pods {
+            script.push_str(&pods.file());
+            for exemption in pods.exemptions() {
+                let _ = writeln!(script, "insert rule inet rolecall host_pods {exemption}");
+            }
         }
         if self.addresses.is_some() {
             for index in self.uplinks.keys() {
@@ -121,6 +156,11 @@ impl Rules {
             let set =
                 |file: String, (name, value): (_, u32)| file.replace(&format!("${name}"), &value.to_string());
             table.merge(Table::parse(&variables.into_iter().fold(file.to_owned(), set)));
+        }
+        if let Some(pods) = &self.host_pods {
+            table.merge(Table::parse(&pods.file()));
+            // Each is put before those that are there.
+            pods.exemptions().for_each(|exemption| table.insert("chain host_pods", exemption));
         }
         if self.addresses.is_some() {
             table.set_uplinks(self.uplinks.values().map(String::as_str));
@@ -233,12 +273,14 @@ mod tests {
             agent_uid: 9902,
             uplinks: BTreeMap::new(),
             metadata: MetadataGuard::Enforce,
+            host_pods: Some(HostPods { cgroup: "kubepods.slice".into(), exempt: Vec::new() }),
         }
     }
 
     #[test]
     fn with_the_default_port_the_files_are_applied_verbatim() {
-        let files = [TABLE, RELATIVE_URI, EKS_PORT, ADDRESSES, ANSWERS, METADATA, METADATA_ENFORCE];
+        let files =
+            [TABLE, RELATIVE_URI, EKS_PORT, ADDRESSES, ANSWERS, METADATA, METADATA_ENFORCE, METADATA_HOST];
         assert_eq!(all(9902).script(), files.concat());
     }
 
@@ -252,5 +294,15 @@ mod tests {
             ["relative_uri_port", "eks_port", "guarded_port", "answering_port"]
                 .map(|name| format!("define {name} = 1234"))
         );
+    }
+
+    #[test]
+    fn another_cgroup_stands_at_its_own_level() {
+        let pods = HostPods { cgroup: "a/kubepods".into(), exempt: vec!["a/kubepods/pod1".into()] };
+        let script = Rules { host_pods: Some(pods), ..all(9902) }.script();
+        assert!(script.contains(r#"socket cgroupv2 level 2 "a/kubepods" counter"#), "{script}");
+        let exempt =
+            r#"insert rule inet rolecall host_pods socket cgroupv2 level 3 "a/kubepods/pod1" return"#;
+        assert!(script.ends_with(&format!("{exempt}\n")), "{script}");
     }
 }

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::address::{Holder, Survey};
-use super::rules::{MetadataGuard, Rules};
+use super::cgroup;
+use super::rules::{HostPods, MetadataGuard, Rules};
 use crate::config::LISTEN;
 
 /// The address of EKS Pod Identity, which SDKs accept in `AWS_CONTAINER_CREDENTIALS_FULL_URI` over plain HTTP.
@@ -26,6 +27,12 @@ pub(super) struct ListenArgs {
     /// What becomes of pods' requests to the node's instance metadata, 169.254.169.254 and fd00:ec2::254
     #[arg(long, env = "ROLECALL_METADATA_GUARD", value_enum, default_value_t)]
     pub(super) metadata_guard: MetadataGuard,
+    /// With enforce, refuse pods on the host network too: the cgroup of all pods, such as kubepods.slice (cgroup version 2; not from a container)
+    #[arg(long, env = "ROLECALL_METADATA_GUARD_PODS_CGROUP", value_name = "PATH")]
+    pub(super) metadata_guard_pods_cgroup: Option<String>,
+    /// A cgroup in there that goes on to reach instance metadata (repeatable); one that does not exist is passed over
+    #[arg(long, env = "ROLECALL_METADATA_GUARD_EXEMPT_CGROUP", value_name = "PATH", value_delimiter = ',')]
+    pub(super) metadata_guard_exempt_cgroup: Vec<String>,
     /// The user that the agent runs as: owns the run directory, and alone answers from our addresses
     #[arg(long, env = "ROLECALL_RUN_UID", default_value_t = 9902)]
     pub(super) run_uid: u32,
@@ -39,6 +46,7 @@ pub(super) struct Targets {
     port: Option<u16>,
     redirect_eks_port: bool,
     pub(super) metadata_guard: MetadataGuard,
+    pub(super) host_pods: Option<HostPods>,
     pub(super) run_uid: u32,
 }
 
@@ -72,6 +80,10 @@ impl Targets {
         if args.redirect_eks_port && !listeners.iter().any(|addr| [EKS, EKS_V6].contains(&addr.ip())) {
             mistakes.push(format!("--redirect-eks-port: no --listen on {EKS} or {EKS_V6} to send it to"));
         }
+        let host_pods = args.metadata_guard_pods_cgroup.clone();
+        let exempt = args.metadata_guard_exempt_cgroup.clone();
+        let host_pods = host_pods.map(|cgroup| HostPods { cgroup, exempt });
+        mistakes.extend(host_pod_mistakes(args, host_pods.as_ref()));
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
@@ -80,8 +92,16 @@ impl Targets {
             port: ports.first().copied(),
             redirect_eks_port: args.redirect_eks_port,
             metadata_guard: args.metadata_guard,
+            host_pods,
             run_uid: args.run_uid,
         })
+    }
+
+    /// The part of it that a rule can name now.
+    fn nameable_host_pods(&self) -> Option<HostPods> {
+        let HostPods { cgroup, exempt } = self.host_pods.clone()?;
+        let exempt = exempt.into_iter().filter(|path| cgroup::exists(path)).collect();
+        cgroup::check(&cgroup).is_ok().then_some(HostPods { cgroup, exempt })
     }
 
     /// The rules that belong on this node. Whoever else holds the ECS address serves its port 80 too: that is not ours to redirect.
@@ -96,8 +116,31 @@ impl Targets {
             agent_uid: self.run_uid,
             uplinks: survey.uplinks(),
             metadata: self.metadata_guard,
+            host_pods: self.nameable_host_pods(),
         }
     }
+}
+
+fn host_pod_mistakes(args: &ListenArgs, host_pods: Option<&HostPods>) -> Vec<String> {
+    let Some(HostPods { cgroup, exempt }) = host_pods else {
+        let alone = !args.metadata_guard_exempt_cgroup.is_empty();
+        let why = "--metadata-guard-exempt-cgroup: from what? --metadata-guard-pods-cgroup is missing";
+        return alone.then(|| why.to_owned()).into_iter().collect();
+    };
+    let mut mistakes = Vec::new();
+    if args.metadata_guard != MetadataGuard::Enforce {
+        mistakes.push("--metadata-guard-pods-cgroup: only with --metadata-guard=enforce".to_owned());
+    }
+    if !cgroup::is_path(cgroup) {
+        mistakes.push(format!("--metadata-guard-pods-cgroup {cgroup:?}: not a path below /sys/fs/cgroup"));
+    }
+    for path in exempt {
+        let inside = path.strip_prefix(cgroup).is_some_and(|rest| rest.starts_with('/'));
+        if !inside || !cgroup::is_path(path) {
+            mistakes.push(format!("--metadata-guard-exempt-cgroup {path:?}: not a path below {cgroup}/"));
+        }
+    }
+    mistakes
 }
 
 /// The only addresses that we ever add: SDKs accept no others over plain HTTP, and any other address of a node has an owner.
@@ -111,12 +154,18 @@ mod tests {
 
     fn targets(listen: &[&str], redirect_eks_port: bool) -> Result<Targets, Vec<String>> {
         let listen = listen.iter().map(ToString::to_string).collect();
-        Targets::from_args(&ListenArgs {
+        Targets::from_args(&ListenArgs { redirect_eks_port, ..args(listen) })
+    }
+
+    fn args(listen: Vec<String>) -> ListenArgs {
+        ListenArgs {
             listen,
-            redirect_eks_port,
+            redirect_eks_port: false,
             metadata_guard: MetadataGuard::Off,
+            metadata_guard_pods_cgroup: None,
+            metadata_guard_exempt_cgroup: Vec::new(),
             run_uid: 9902,
-        })
+        }
     }
 
     #[test]
@@ -147,5 +196,24 @@ mod tests {
         let at_80 = targets(&["169.254.170.2:80"], false).unwrap();
         let rules = at_80.rules(&Survey::default());
         assert_eq!((rules.relative_uri, rules.eks, rules.addresses), (None, None, Some(80)));
+    }
+
+    #[test]
+    fn cgroups_are_named_whole_and_only_where_pods_are_refused() {
+        let mistakes = |metadata_guard, pods: Option<&str>, exempt: &[&str]| {
+            let args = ListenArgs {
+                metadata_guard,
+                metadata_guard_pods_cgroup: pods.map(str::to_owned),
+                metadata_guard_exempt_cgroup: exempt.iter().map(ToString::to_string).collect(),
+                ..args(vec![LISTEN[0].to_owned()])
+            };
+            Targets::from_args(&args).err().unwrap_or_default().len()
+        };
+        let enforce = MetadataGuard::Enforce;
+        assert_eq!(mistakes(enforce, Some("kubepods"), &["kubepods/burstable/pod1"]), 0);
+        assert_eq!(mistakes(MetadataGuard::Observe, Some("kubepods"), &[]), 1);
+        assert_eq!(mistakes(enforce, None, &["kubepods/pod1"]), 1);
+        assert_eq!(mistakes(enforce, Some("/kubepods"), &[]), 1);
+        assert_eq!(mistakes(enforce, Some("kubepods"), &["kubepods", "system.slice/a", "kubepods/\"x"]), 3);
     }
 }

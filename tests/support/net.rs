@@ -29,7 +29,15 @@ pub const ALL: [&str; 3] = ["169.254.170.23:9902", "[fd00:ec2::23]:9902", "169.2
 
 pub fn net_command(node: &Node, act: &str) -> Command {
     let mut command = node.command(ROLECALL);
-    for name in ["LISTEN", "REDIRECT_EKS_PORT", "METADATA_GUARD", "RUN_DIR", "LOCAL_SOCKET"] {
+    for name in [
+        "LISTEN",
+        "REDIRECT_EKS_PORT",
+        "METADATA_GUARD",
+        "METADATA_GUARD_PODS_CGROUP",
+        "METADATA_GUARD_EXEMPT_CGROUP",
+        "RUN_DIR",
+        "LOCAL_SOCKET",
+    ] {
         command.env_remove(format!("ROLECALL_{name}"));
     }
     // The tests' own processes stand in for the agent.
