@@ -128,7 +128,7 @@ mod linux {
         "/usr/share/ca-certificates",
         "/usr/local/share/ca-certificates",
     ];
-    /// The same, by choice of whoever starts us.
+    /// The same, by choice of whoever starts us; the second can be a list.
     const ROOTS_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
     pub(super) fn close_files(config: &Config) -> Result<FileSystem, RulesetError> {
@@ -163,7 +163,8 @@ mod linux {
                 .filter(|path| !path.starts_with("/etc"))
                 .map(|path| directory_of(&path)),
         );
-        paths.extend(ROOTS_VARIABLES.into_iter().filter_map(env::var_os).map(PathBuf::from));
+        let chosen = ROOTS_VARIABLES.into_iter().filter_map(env::var_os);
+        paths.extend(chosen.flat_map(|value| env::split_paths(&value).collect::<Vec<_>>()));
         // Tokens and certificates are renewed by putting another file in their place: a rule for the file would be one for the old one.
         paths.extend(client::files(&config.kube).iter().map(|path| directory_of(path)));
         if config.identity == Identity::Kernel {

@@ -1,7 +1,7 @@
 //! `rolecall net`: what a node needs before pods can reach the agent. Addresses, redirect, the agent's run directory; and the proof.
 //!
 //! [`address`] puts the link-local addresses on a link of our own, [`rules`] applies the files of `iptables/`, [`verify`] dials and proves
-//! that our agent answers, [`keep`] repairs. Needs `NET_ADMIN`, and `CHOWN` for the run directory; no privilege lasts longer than this command.
+//! that our agent answers, `keep` repairs. Needs `NET_ADMIN`, and `CHOWN` for the run directory; no privilege lasts longer than this command.
 
 pub mod address;
 mod cgroup;
