@@ -244,6 +244,27 @@ fn an_agent_that_sees_only_its_own_processes_refuses_to_start_and_says_what_is_m
     assert!(said.contains("--identity=kernel is not possible") && said.contains("hostPID: true"), "{said}");
 }
 
+#[test]
+fn an_agent_in_a_network_of_its_own_refuses_to_start_and_says_what_is_missing() {
+    let Some(node) = node("attest_no_host_network") else { return };
+    let pod = node.routed_pod("agent", "10.0.1.7", None);
+    // The node's first process is in the node's network; the agent, its child, is in a pod's.
+    let agent = format!(
+        "nsenter --net=/run/netns/{} {} agent --identity=kernel --node-name=n --local-socket=/run/none.sock; exit $?",
+        pod.name(),
+        env!("CARGO_BIN_EXE_rolecall")
+    );
+    let mut first = node.command("unshare");
+    first.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &agent]);
+    let output = first.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("--identity=kernel is not possible") && said.contains("hostNetwork: true"),
+        "{said}"
+    );
+}
+
 /// A container as Docker in `pod` would make it.
 fn inner(node: &Node, pod: &Namespace, number: usize) -> Namespace {
     let inner = node.detached(&format!("inner{number}"));

@@ -43,6 +43,9 @@ pub enum Missing {
     /// Our parent is not to be seen, so neither are the pods' processes.
     #[error("the agent sees only its own processes; its pod needs hostPID: true")]
     HostPid,
+    /// The node's first process is at the other end of a cable of ours.
+    #[error("the agent is in a network namespace of its own; its pod needs hostNetwork: true")]
+    HostNetwork,
     /// There, but closed: `hidepid`, or SELinux.
     #[error(
         "the agent may not read /proc/{pid}/cgroup ({source}); is /proc mounted with hidepid, or does SELinux forbid it?"
@@ -106,6 +109,7 @@ impl Kernel {
         let proc = Proc::new(proc);
         let mut netlink = Netlink::open().map_err(Missing::Netlink)?;
         check_processes(&proc, &mut netlink)?;
+        check_network(&proc, &mut netlink)?;
         let loopback = check_ingress(&mut netlink)?;
         let ladder = |netlink| Ladder::new(netlink, proc.clone());
         let witnesses = Arc::new(Witnesses::default());
@@ -196,6 +200,21 @@ fn check_processes(proc: &Proc, netlink: &mut Netlink) -> Result<(), Missing> {
     owner.ok_or_else(|| missing(io::ErrorKind::NotFound.into()))?;
     netlink.namespace_of(parent).map_err(Missing::Netlink)?;
     Ok(())
+}
+
+/// Without hostNetwork a cable of ours leads to the namespace of the node's first process, and so we have an id for that
+/// namespace. One may have an id for its own as well, so that must not be it. A pod whose network is a device of its own
+/// has neither cable nor id: no link that we see then leads to a pod, and everybody is refused.
+fn check_network(proc: &Proc, netlink: &mut Netlink) -> Result<(), Missing> {
+    const FIRST: u32 = 1;
+    let missing = |source| Missing::Proc { pid: FIRST, source };
+    let first = proc.process(FIRST).map_err(missing)?;
+    let theirs = first.map(|first| first.namespace_inode()).transpose().map_err(missing)?.flatten();
+    let ours = proc.own_namespace_inode().map_err(missing)?;
+    match netlink.namespace_of(FIRST).map_err(Missing::Netlink)? {
+        Some(_) if theirs != ours => Err(Missing::HostNetwork),
+        _ => Ok(()),
+    }
 }
 
 /// Connects to ourselves, which must be seen to come in by `lo`: its index.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::{Mode, fstatat, stat};
 use nix::unistd::{AccessFlags, faccessat};
 
 use super::cgroup::{self, Owner};
@@ -47,6 +47,11 @@ impl Proc {
         }
         pids.sort_unstable();
         Ok(pids)
+    }
+
+    /// [`Process::namespace_inode`] of the calling thread.
+    pub(super) fn own_namespace_inode(&self) -> io::Result<Option<u64>> {
+        Ok(present(stat(&self.root.join("thread-self/net/tcp")))?.map(|stat| stat.st_ino))
     }
 
     /// The process that has this id now, if any.
