@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use crate::apiserver::ApiServer;
 use crate::http;
-use crate::netns::{Node, Pod};
+use crate::netns::{Namespace, Node, Pod};
 
 /// The pods of a full node.
 pub const PODS: usize = 110;
@@ -24,9 +24,11 @@ pub const PLANS: usize = 30;
 /// Where the agent listens; the bare server takes another port of this address.
 pub const AGENT: &str = "169.254.170.23:9902";
 
-const NAMESPACE: &str = "bench";
+/// Of the pods.
+pub const NAMESPACE: &str = "bench";
 const NODE_NAME: &str = "bench";
-const STS: &str = "127.0.0.1:9910";
+/// Where the STS listens.
+pub const STS: &str = "127.0.0.1:9910";
 /// A pod object of a real cluster, in bytes: two containers with a dozen variables each, and `managedFields`.
 const POD_BYTES: usize = 10_000;
 
@@ -92,11 +94,18 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn path(&self, kind: &str) -> String {
+    /// The name of the Node object.
+    pub fn node_name(&self) -> &'static str {
+        NODE_NAME
+    }
+
+    /// The path of the pods' namespace's objects of this kind.
+    pub fn path(&self, kind: &str) -> String {
         format!("/api/v1/namespaces/{NAMESPACE}/{kind}")
     }
 
-    async fn send(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
+    /// One call as administrator.
+    pub async fn send(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
         let content = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let request = ::http::Request::builder().method(method).uri(path).header("content-type", content);
         let answer = self.admin.request(request.body(body.to_string().into_bytes())?).await;
@@ -114,11 +123,11 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// A fresh agent with its shipped defaults, ready.
-    pub async fn agent(&self) -> Result<Process> {
+    /// A fresh agent with its shipped defaults but for this `--identity`, ready.
+    pub async fn agent(&self, identity: &str) -> Result<Process> {
         let socket = format!("{}/agent.sock", self.run_dir);
         let mut command = self.node.command(&image("rolecall")?);
-        command.args(["agent", "--node-name", NODE_NAME, "--local-socket", &socket]);
+        command.args(["agent", "--node-name", NODE_NAME, "--local-socket", &socket, "--identity", identity]);
         command.arg("--kubeconfig").arg(ApiServer::shared().kubeconfig());
         command.args(["--sts-endpoint-url", &format!("http://{STS}")]);
         let agent = Process::start(command)?;
@@ -154,14 +163,22 @@ impl<'a> World<'a> {
 
     /// The load client in the pods' namespace.
     fn caller(&self, args: &[&str]) -> Result<Command> {
-        let mut command = self.pods.command(&image("load")?);
-        command.args(args);
-        Ok(command)
+        caller(&self.pods, args)
     }
 
-    /// Runs the load client to its end; what it counted.
+    /// Runs the load client in the pods' namespace to its end; what it counted.
     pub async fn load(&self, args: &[&str]) -> Result<Counted> {
-        let mut command = tokio::process::Command::from(self.caller(args)?);
+        self.load_from(&self.pods, args).await
+    }
+
+    /// Where the pods that only an address can tell apart are.
+    pub fn pods(&self) -> &Namespace {
+        &self.pods
+    }
+
+    /// The same, from another namespace.
+    pub async fn load_from(&self, namespace: &Namespace, args: &[&str]) -> Result<Counted> {
+        let mut command = tokio::process::Command::from(caller(namespace, args)?);
         let output = command.stderr(Stdio::inherit()).output().await?;
         ensure!(output.status.success(), "load {args:?} failed");
         Ok(Counted(String::from_utf8(output.stdout)?))
@@ -193,15 +210,24 @@ impl<'a> World<'a> {
     }
 }
 
-fn account(plan: usize) -> String {
+fn caller(namespace: &Namespace, args: &[&str]) -> Result<Command> {
+    let mut command = namespace.command(&image("load")?);
+    command.args(args);
+    Ok(command)
+}
+
+/// The ServiceAccount of this plan.
+pub fn account(plan: usize) -> String {
     format!("account-{plan}")
 }
 
-fn role(name: &str) -> String {
+/// The ARN of this role.
+pub fn role(name: &str) -> String {
     format!("arn:aws:iam::111122223333:role/{name}")
 }
 
-fn annotation(name: &str) -> Value {
+/// The annotation that asks for this role.
+pub fn annotation(name: &str) -> Value {
     json!({"rolecall.dev/role-arn": role(name)})
 }
 
@@ -279,7 +305,7 @@ fn status(number: usize) -> Value {
 }
 
 /// Something that was built with the image's profile, which leaves it in `target/image`.
-fn image(name: &str) -> Result<String> {
+pub fn image(name: &str) -> Result<String> {
     let own = std::env::current_exe()?;
     let target = own.ancestors().nth(3).context("not in a target directory")?;
     let path: PathBuf = target.join("image").join(name);
@@ -350,7 +376,7 @@ impl Drop for Process {
 }
 
 /// What the load client prints: words and their numbers.
-pub struct Counted(String);
+pub struct Counted(pub String);
 
 impl Counted {
     /// The number behind `word`.
