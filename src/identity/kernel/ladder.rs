@@ -68,10 +68,12 @@ impl Ladder {
     pub(super) fn walk(&mut self, wanted: &HashSet<i32>) -> io::Result<Walk> {
         let mut found = Walk::default();
         for pid in self.proc.pids()? {
-            let process = self.proc.process(pid);
-            let Some(namespace) = self.netlink.namespace_of(pid)?.filter(|id| wanted.contains(id)) else {
+            // Most are in none of them: those need not be opened.
+            if self.namespace_in(pid, wanted)?.is_none() {
                 continue;
-            };
+            }
+            let process = self.proc.process(pid);
+            let Some(namespace) = self.namespace_in(pid, wanted)? else { continue };
             // One that we may not read could be another pod's: nobody can say then. Elsewhere it is none of ours.
             let Some(process) = process? else { continue };
             if let Some(owner) = process.owner()? {
@@ -126,6 +128,10 @@ impl Ladder {
             return Err(Doubt::NoSuchConnection { address: call.from.ip() });
         }
         self.stands(witness, way.link)
+    }
+
+    fn namespace_in(&mut self, pid: u32, wanted: &HashSet<i32>) -> io::Result<Option<i32>> {
+        Ok(self.netlink.namespace_of(pid)?.filter(|id| wanted.contains(id)))
     }
 
     /// Docker in a pod translates its containers' addresses to the pod's, and keeps the port unless the pod has it
