@@ -9,7 +9,7 @@
 
 //!
 //! Callers on the host network, pods and other processes alike, look the same to both. They are answered only by a token
-//! that the API server ties to a live hostNetwork pod of this node ([`review`]), judged anew for each request. Whoever
+//! that the API server ties to a live hostNetwork pod of this node (`review`), judged anew for each request. Whoever
 //! reads such a pod's token file on the host can be that pod; nothing here tells the two apart.
 
 pub mod authorization;

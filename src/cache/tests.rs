@@ -389,3 +389,19 @@ async fn a_session_named_for_a_pod_is_fetched_with_that_pods_token() {
         assert_eq!(world.cluster.tokens().last(), Some(&pod.uid));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_shown_while_a_flight_looks_for_one_is_found_by_the_next_look() {
+    let world = world();
+    world.cluster.fail(Some(cluster::Error::NotShown("sts.amazonaws.com".into())));
+    world.cluster.slow(Duration::from_millis(100));
+    let begun = Instant::now();
+    let (answer, ()) = tokio::join!(world.code(), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        world.app.cache.token_shown(&world.plan().key());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.cluster.fail(None);
+    });
+    assert_eq!((answer, begun.elapsed()), ("ok", Duration::from_millis(200)));
+    assert_eq!(world.cluster.tokens().len(), 2);
+}
