@@ -14,7 +14,7 @@ test: ## all tiers, then a table of what ran
 unit: ## logic on a paused clock, the endpoint and the emulator on loopback
 	tests/run unit
 
-api: ## a real kube-apiserver and etcd, with the rights that daemonset/ ships
+api: ## real kube-apiservers and etcd, 1.36 and 1.34, with the rights that daemonset/ ships for each
 	tests/run api
 
 netns: ## pods and nodes as network namespaces, real SDKs in them

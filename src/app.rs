@@ -124,8 +124,9 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
         Kube::InCluster => None,
         Kube::Kubeconfig(path) => Some(path.as_path()),
     };
-    let kube = client::client(&client::config(kubeconfig).await?)?;
-    let api = Arc::new(api::KubeApi::new(kube.clone(), &*config.node_name));
+    let kubeconfig = client::config(kubeconfig).await?;
+    let kube = client::clients(&kubeconfig, config.impersonate_node.then_some(&*config.node_name))?;
+    let api = Arc::new(api::KubeApi::new(kube.node.clone(), &*config.node_name));
     let sts = Arc::new(RegionalSts::default());
     let app = App::new(
         source,
@@ -138,12 +139,14 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     );
 
     let (pods_watch, accounts_watch) = (Arc::new(WatchHealth::default()), Arc::new(WatchHealth::default()));
-    let (client, node) = (kube.clone(), Arc::clone(&config.node_name));
+    let (client, node) = (kube.node, Arc::clone(&config.node_name));
     let (pods, health) = (Arc::clone(&app.pods), Arc::clone(&pods_watch));
     tasks.spawn(async move { match identity::watch::follow(client, &node, pods, health).await {} });
     let (pods, accounts, health) =
         (Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&accounts_watch));
-    tasks.spawn(async move { match service_accounts::watch::follow(kube, pods, accounts, health).await {} });
+    let client = kube.own;
+    tasks
+        .spawn(async move { match service_accounts::watch::follow(client, pods, accounts, health).await {} });
     let status = Arc::new(Status {
         instance: app.instance.clone(),
         metrics: Arc::clone(&app.metrics),

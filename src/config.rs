@@ -43,6 +43,9 @@ pub struct Args {
     /// Kubeconfig file [default: the pod's own ServiceAccount]
     #[arg(long, env = "ROLECALL_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
+    /// Ask the API server as this node, as the manifests for Kubernetes 1.36 and later allow.
+    #[arg(long, env = "ROLECALL_IMPERSONATE_NODE")]
+    pub impersonate_node: bool,
     /// How callers are told apart: kernel (network namespace and cgroup; needs hostPID), or ip (source address against
     /// the kube API's podIPs).
     #[arg(long, env = "ROLECALL_IDENTITY", default_value = "kernel")]
@@ -133,6 +136,8 @@ pub struct Config {
     pub local_socket: PathBuf,
     /// `--kubeconfig`
     pub kube: Kube,
+    /// `--impersonate-node`
+    pub impersonate_node: bool,
     /// `--identity`
     pub identity: Identity,
     /// `--require-authorization`, `--authorization-audience` and `--token-source`
@@ -156,6 +161,7 @@ impl fmt::Display for Config {
             metrics_listen,
             local_socket,
             kube,
+            impersonate_node,
             identity,
             authorization,
             region,
@@ -164,11 +170,8 @@ impl fmt::Display for Config {
             plan,
         } = self;
         write!(f, "node-name={node_name} listen={listen:?} metrics-listen={metrics_listen} ")?;
-        write!(
-            f,
-            "local-socket={} kube={kube:?} identity={identity:?} region={region:?} ",
-            local_socket.display()
-        )?;
+        write!(f, "local-socket={} kube={kube:?} ", local_socket.display())?;
+        write!(f, "impersonate-node={impersonate_node} identity={identity:?} region={region:?} ")?;
         write!(f, "require-authorization={:?} ", authorization.required)?;
         write!(f, "authorization-audience={:?} ", authorization.audiences)?;
         write!(f, "token-source={:?} ", authorization.tokens)?;
@@ -211,6 +214,7 @@ impl Config {
             metrics_listen,
             local_socket,
             kubeconfig,
+            impersonate_node,
             identity,
             require_authorization,
             authorization_audience,
@@ -348,6 +352,7 @@ impl Config {
             local_socket,
             identity,
             authorization: Authorization { required, audiences: authorization_audience, tokens },
+            impersonate_node,
             kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
             region,
             sts_endpoint_url,
@@ -385,6 +390,7 @@ mod tests {
     fn the_node_name_is_all_that_is_required() {
         let config = Config::from_args(args(), |_| None).unwrap();
         assert_eq!(config.listen.len(), 3);
+        assert!(!config.impersonate_node, "it takes rights that a Kubernetes before 1.36 cannot give");
         assert_eq!(config.listen[0].port(), PORT);
         assert_eq!(config.plan, Defaults::of_node("n"), "`rolecall dev` plans as the agent does");
     }

@@ -182,7 +182,7 @@ kubectl -n rolecall-example create serviceaccount nobody >/dev/null
 expect "a pod whose ServiceAccount names no role is told so" NoRole in_pod nobody nobody python3 -c "$boto3"
 
 # A right that is missing, and the one command that grants it.
-kubectl -n rolecall-example delete rolebinding rolecall-mint >/dev/null
+kubectl delete clusterrolebinding rolecall-mint >/dev/null
 kubectl -n rolecall-example create serviceaccount other >/dev/null
 kubectl -n rolecall-example annotate serviceaccount other rolecall.dev/role-arn=arn:aws:iam::111122223333:role/rolecall-example >/dev/null
 expect "a namespace that has not opted in gets nothing" 'ended: Error' in_pod refused other python3 -c "$boto3"
@@ -290,7 +290,7 @@ kubectl delete -f daemonset/example/ >/dev/null
 documented "Uninstall"
 left=$(diff <(echo "$before") <(node_state) || true)
 [[ -z $left ]] || fail "uninstalling leaves: $left"
-left=$(kubectl get clusterroles,clusterrolebindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings,namespaces -o name | grep rolecall || true)
+left=$(kubectl get clusterroles,clusterrolebindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings,validatingadmissionpolicies,validatingadmissionpolicybindings,namespaces -o name | grep rolecall || true)
 [[ -z $left ]] || fail "uninstalling leaves: $left"
 step "uninstalled as daemonset/README.md says; the node and the cluster are as before"
 echo "e2e ok in $SECONDS s"

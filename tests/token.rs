@@ -9,6 +9,7 @@ mod apiserver;
 mod http;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -62,21 +63,30 @@ impl std::io::Write for Written {
     }
 }
 
+/// A kubeconfig for an agent on `node` whose ServiceAccount has the role `rolecall-agent`, and nobody bound `rolecall-mint` to it.
+fn without_the_right_to_mint(server: &ApiServer, node: &str) -> PathBuf {
+    server.node(node, &[]);
+    server.service_account("rolecall", "watcher", &[]);
+    let subject = "--serviceaccount=rolecall:watcher";
+    server.kubectl(&["create", "clusterrolebinding", "watcher", "--clusterrole=rolecall-agent", subject]);
+    server.kubeconfig_of_agent("watcher", node, "watcher")
+}
+
 impl Node {
     /// The namespace `name` has a ServiceAccount `demo` with a role, and its hostNetwork pod `proxy` is on the node `name`.
     async fn new(name: &'static str, authorization: Authorization) -> Self {
         let server = ApiServer::shared();
         server.namespace(name, &[]);
         server.service_account(name, "demo", &[("rolecall.dev/role-arn", ROLE)]);
-        if authorization.tokens == TokenSource::Kubernetes {
-            server.allow_minting(name);
-        }
-        let kubeconfig = server.agent_kubeconfig(name);
-        let kube = client::client(&client::config(Some(&kubeconfig)).await.unwrap()).unwrap();
+        let kubeconfig = match authorization.tokens {
+            TokenSource::Kubernetes => server.agent_kubeconfig(name),
+            TokenSource::Caller => without_the_right_to_mint(server, name),
+        };
+        let kube = client::clients(&client::config(Some(&kubeconfig)).await.unwrap(), Some(name)).unwrap();
 
         let (metrics, lines) = (Arc::new(Metrics::new()), Written::default());
         let written = Lines::start(lines.clone(), metrics.dropped_lines.clone()).unwrap();
-        let api = Arc::new(KubeApi::new(kube.clone(), name));
+        let api = Arc::new(KubeApi::new(kube.node.clone(), name));
         let sts = Arc::new(FakeSts::default());
         let app = App::new(
             Source::Address,
@@ -89,12 +99,12 @@ impl Node {
         );
         let (trigger, drain) = shutdown::drain();
         let mut tasks = JoinSet::new();
-        let (client, pods) = (kube.clone(), Arc::clone(&app.pods));
+        let (client, pods) = (kube.node, Arc::clone(&app.pods));
         tasks
             .spawn(async move { match identity::watch::follow(client, name, pods, Arc::default()).await {} });
         let (pods, accounts) = (Arc::clone(&app.pods), Arc::clone(&app.accounts));
         tasks.spawn(async move {
-            match service_accounts::watch::follow(kube, pods, accounts, Arc::default()).await {}
+            match service_accounts::watch::follow(kube.own, pods, accounts, Arc::default()).await {}
         });
         let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let (address, pods) = (listener.local_addr().unwrap(), Arc::clone(&app.pods));
@@ -253,8 +263,6 @@ async fn where_tokens_are_required_a_pod_needs_its_own_beside_its_address() {
 async fn an_agent_without_the_right_to_mint_shows_sts_the_pods_own_token() {
     let authorization = Authorization { tokens: TokenSource::Caller, ..Authorization::default() };
     let node = Node::new("own-tokens", authorization).await;
-    let mint = ["create", "serviceaccounts", "--subresource=token", "-n", node.name];
-    assert!(!node.server.agent_may(&mint));
     node.pod("web", false).await;
     node.pod("other", true).await;
     assert_eq!(node.ask(WEB, "rolecall").await, refused(401, "AuthorizationRequired"));

@@ -20,7 +20,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::slim::SlimPod;
 use super::{Cluster, Error, Verdict, review};
@@ -36,6 +36,14 @@ const MAX_MESSAGE: usize = 300;
 /// The well-known label of a node's region.
 /// <https://kubernetes.io/docs/reference/labels-annotations-taints/#topologykubernetesioregion>
 const REGION: &str = "topology.kubernetes.io/region";
+
+/// What the Node authorizer says of a pod that it does not know: no longer, or not yet. It has the pods from a watch of
+/// its own, and 2 of 60 new ones were asked for before it had them; half a second is enough for another API server's.
+/// <https://github.com/kubernetes/kubernetes/blob/v1.36.3/plugin/pkg/auth/authorizer/node/node_authorizer.go>
+const UNKNOWN_TO_NODE: &str = "no relationship found between node";
+const UNKNOWN_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+/// What NodeRestriction says of a pod that has another's name now; those who are no node get 409.
+const ANOTHER_UID: &str = "does not match the UID in record";
 
 /// The kube API as an agent on one node uses it.
 pub struct KubeApi {
@@ -97,13 +105,20 @@ impl KubeApi {
                 body.to_string().into(),
             )
             .map_err(unsendable)?;
-        let asked = Instant::now();
-        let (sent, body) = call(&self.client, request, DEADLINE).await.map_err(|error| match error {
-            CallError::Status(StatusCode::NOT_FOUND | StatusCode::CONFLICT, message) => {
-                Error::PodGone(message)
+        let mut pause = UNKNOWN_PAUSES.0;
+        let (asked, sent, body) = loop {
+            let asked = Instant::now();
+            match call(&self.client, request.clone(), DEADLINE).await {
+                Ok((sent, body)) => break (asked, sent, body),
+                Err(CallError::Status(StatusCode::FORBIDDEN, message))
+                    if message.contains(UNKNOWN_TO_NODE) && pause < UNKNOWN_PAUSES.1 =>
+                {
+                    sleep(pause).await;
+                    pause *= 2;
+                }
+                Err(error) => return Err(refusal_of_token(error)),
             }
-            error => error.into(),
-        })?;
+        };
         let answer: TokenAnswer = serde_json::from_slice(&body).map_err(undecodable)?;
         let life = answer.life(life, sent).saturating_sub(asked.elapsed());
         if life.is_zero() {
@@ -190,6 +205,19 @@ impl From<CallError> for Error {
             }
             CallError::Status(_, message) => Self::Refused(message),
         }
+    }
+}
+
+/// A pod that has gone is no refusal: the next of its plan may do.
+fn refusal_of_token(error: CallError) -> Error {
+    match error {
+        CallError::Status(StatusCode::NOT_FOUND | StatusCode::CONFLICT, message) => Error::PodGone(message),
+        CallError::Status(StatusCode::FORBIDDEN, message)
+            if message.contains(UNKNOWN_TO_NODE) || message.contains(ANOTHER_UID) =>
+        {
+            Error::PodGone(message)
+        }
+        error => error.into(),
     }
 }
 

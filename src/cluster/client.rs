@@ -93,21 +93,56 @@ pub fn files(kube: &Kube) -> Vec<PathBuf> {
     files
 }
 
-/// A client over the connection. It dials when first used, and again whenever the connection is lost; it never
+/// One connection, and two who ask over it: what the API server allows depends on who does.
+#[derive(Clone)]
+pub struct Clients {
+    /// Asks as the agent's own ServiceAccount.
+    pub own: kube::Client,
+    /// Asks as the agent's node, if it is to impersonate it; else as `own` does.
+    pub node: kube::Client,
+}
+
+/// Clients over one connection. It dials when first used, and again whenever the connection is lost; it never
 /// retries a request, and only its callers know how long one may take.
+///
+/// `node` is the node to impersonate. The name alone is sent: the API server gives it a node's group itself, and
+/// refuses every other header of impersonation beside it.
+/// <https://kubernetes.io/docs/reference/access-authn-authz/user-impersonation/#constrained-impersonation>
 ///
 /// # Errors
 /// [`Error`]: the configuration's files or certificates cannot be used.
-pub fn client(config: &kube::Config) -> Result<kube::Client, Error> {
+pub fn clients(config: &kube::Config, node: Option<&str>) -> Result<Clients, Error> {
     if config.proxy_url.is_some() {
         return Err(Error::Proxy);
     }
+    let transport = Transport::new(config).map_err(Error::Setup)?;
+    let own = over(transport.clone(), config).map_err(Error::Setup)?;
+    let node = match node {
+        None => own.clone(),
+        Some(node) => {
+            let mut config = config.clone();
+            config.auth_info.impersonate = Some(format!("system:node:{node}"));
+            over(transport, &config).map_err(Error::Setup)?
+        }
+    };
+    Ok(Clients { own, node })
+}
+
+/// A client of whoever `config` says.
+///
+/// # Errors
+/// As [`clients`].
+pub fn client(config: &kube::Config) -> Result<kube::Client, Error> {
+    Ok(clients(config, None)?.own)
+}
+
+fn over(transport: Transport, config: &kube::Config) -> Result<kube::Client, kube::Error> {
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().map_err(Error::Setup)?)
-        .layer(config.extra_headers_layer().map_err(Error::Setup)?)
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(Transport::new(config).map_err(Error::Setup)?);
+        .service(transport);
     Ok(kube::Client::new(service, config.default_namespace.clone()))
 }
 

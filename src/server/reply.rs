@@ -146,7 +146,8 @@ impl Refusal {
         match self {
             Self::Broker(broker::Error::Exchange(exchange::Error::Token { account, source })) => match source {
                 cluster::Error::Refused(_) => format!(
-                    "the kube API refuses the agent a token for ServiceAccount {account}: bind ClusterRole rolecall-mint in its namespace"
+                    "the kube API refuses the agent a token for ServiceAccount {account}: the agent's log says why \
+                     (is ClusterRole rolecall-mint bound in the namespace?)"
                 )
                 .into(),
                 cluster::Error::Away(_) => "the kube API does not answer; ask again".into(),

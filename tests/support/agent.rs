@@ -58,6 +58,7 @@ impl Agent {
             command.env_remove(name);
         }
         let child = command
+            .env("ROLECALL_IMPERSONATE_NODE", "true")
             .args(["agent", "--node-name", name, "--region", "eu-central-1", "--kubeconfig"])
             .arg(kubeconfig)
             .arg("--local-socket")

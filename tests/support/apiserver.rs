@@ -1,4 +1,4 @@
-//! A real kube-apiserver and etcd for one test binary: started by `tests/cluster/up`, gone when the process is.
+//! Real kube-apiservers with their etcd for one test binary: started by `tests/cluster/up`, gone when the process is.
 //!
 //! No controllers and no kubelet: what they would make (ServiceAccounts, nodes, pod status) is made here, by kubectl.
 // Each test binary compiles this file and uses a part of it.
@@ -17,6 +17,10 @@ use serde_json::{Value, json};
 pub(crate) struct ApiServer {
     /// Kubeconfig, certificates, logs; removed at the end.
     state: PathBuf,
+    /// May the agent impersonate its node here?
+    impersonation: bool,
+    /// Set once the policy about tokens is in force.
+    in_force: OnceLock<()>,
     /// Takes everything down when its standard input closes: when this process ends, however it ends.
     _undertaker: Child,
 }
@@ -42,19 +46,32 @@ impl ApiServer {
     /// When it cannot run: a test that needs it then fails, and is not skipped.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
-        SHARED.get_or_init(Self::start)
+        SHARED.get_or_init(|| Self::start("1.36", "t", &["1-namespace.yaml", "2-rbac.yaml"]))
     }
 
-    fn start() -> Self {
-        let name = format!("t{}", std::process::id());
+    /// The other one of this process: a Kubernetes without constrained impersonation.
+    pub(crate) fn before_1_36() -> &'static Self {
+        static SHARED: OnceLock<ApiServer> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start("1.34", "o", &["1-namespace.yaml", "before-1.36"]))
+    }
+
+    /// `manifests` are the namespace and the rights, in daemonset/.
+    fn start(minor: &str, prefix: &str, manifests: &[&str]) -> Self {
+        let name = format!("{prefix}{}", std::process::id());
         let state = PathBuf::from("/var/tmp").join(format!("rolecall-{name}"));
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster");
+        let port = free_port(if minor == "1.36" { 0 } else { 500 });
         let cluster = |script: &str| {
             let mut command = Command::new(scripts.join(script));
             command
+                .env("KUBERNETES_MINOR", minor)
                 .env("CLUSTER_NAME", &name)
                 .env("CLUSTER_STATE", &state)
-                .env("APISERVER_PORT", free_port());
+                .env("APISERVER_PORT", &port);
+            if minor != "1.36" {
+                // It has one version's programs, and that is the newest.
+                command.env_remove("KUBEBUILDER_ASSETS");
+            }
             command
         };
         // Before `up`, so that a test run that is interrupted half way leaves nothing either. In a process group of
@@ -72,13 +89,14 @@ impl ApiServer {
             .expect("bash runs");
         let up = cluster("up").arg("apiserver-only").output().expect("bash runs");
         assert!(up.status.success(), "no API server to test with: {}", String::from_utf8_lossy(&up.stderr));
-        let server = Self { state, _undertaker: undertaker };
+        let impersonation = minor == "1.36";
+        let server = Self { state, impersonation, in_force: OnceLock::new(), _undertaker: undertaker };
         // What an installation has: the agent's namespace, ServiceAccount and rights, from the files that ship.
-        for file in ["1-namespace.yaml", "2-rbac.yaml"] {
+        for file in manifests {
             let file = format!("{}/daemonset/{file}", env!("CARGO_MANIFEST_DIR"));
-            server.kubectl(&["apply", "--server-side", "-f", &file]);
+            server.kubectl(&["apply", "--server-side", "--validate=strict", "-f", &file]);
         }
-        server.until_agent_may(&["watch", "pods", "-A"]);
+        server.until_agent_may(&["watch", "serviceaccounts", "-A"]);
         server
     }
 
@@ -174,18 +192,30 @@ impl ApiServer {
         assert!((0..200).any(|_| self.agent_may(what)), "after asking 200 times the agent may not {what:?}");
     }
 
-    /// Opts a namespace in, as the README says: the agent may mint tokens of its ServiceAccounts.
-    pub(crate) fn allow_minting(&self, namespace: &str) {
-        self.kubectl(&[
-            "create",
-            "rolebinding",
-            "rolecall-mint",
-            "-n",
-            namespace,
-            "--clusterrole=rolecall-mint",
-            "--serviceaccount=rolecall:rolecall",
-        ]);
+    /// Opts a namespace in by the documented command, as a Kubernetes before 1.36 needs it.
+    pub(crate) fn opt_in(&self, namespace: &str) {
+        self.documented("kubectl create rolebinding ", &[("NAMESPACE", namespace)]);
         self.until_agent_may(&["create", "serviceaccounts", "--subresource=token", "-n", namespace]);
+    }
+
+    /// Runs the one command of daemonset/README.md that starts so, with its placeholders filled in.
+    pub(crate) fn documented(&self, start: &str, placeholders: &[(&str, &str)]) {
+        let readme = include_str!("../../daemonset/README.md");
+        let mut lines = readme.lines().map(str::trim).filter(|line| line.starts_with(start));
+        let mut command = lines.next().expect("daemonset/README.md has the command").to_owned();
+        assert_eq!(lines.next(), None);
+        for (name, value) in placeholders {
+            command = command.replace(name, value);
+        }
+        let path = std::env::var("PATH").expect("a PATH");
+        let path = format!("{}:{path}", self.state.join("bin").display());
+        let output = Command::new("bash")
+            .args(["-c", &command])
+            .env("PATH", path)
+            .env("KUBECONFIG", self.kubeconfig())
+            .output();
+        let output = output.expect("bash runs");
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Creates a ServiceAccount; returns its UID.
@@ -257,22 +287,70 @@ impl ApiServer {
     /// A kubeconfig for the agent on `node`: the shipped ServiceAccount, by a token bound to a pod of its own there.
     pub(crate) fn agent_kubeconfig(&self, node: &str) -> PathBuf {
         self.node(node, &[]);
-        let pod = format!("agent-{node}");
-        self.pod(&Pod {
-            namespace: "rolecall",
-            name: &pod,
-            service_account: "rolecall",
-            node,
-            ..Pod::default()
-        });
-        let bound = ["--bound-object-kind=Pod", "--bound-object-name", &pod];
+        let path = self.kubeconfig_of_agent("rolecall", node, &format!("agent-{node}"));
+        if self.impersonation {
+            self.in_force.get_or_init(|| {
+                let pod = format!("agent-{node}");
+                self.until_tokens_are_for_sts_alone(&path, Some(node), "rolecall", "rolecall", &pod)
+            });
+        }
+        path
+    }
+
+    /// The same for another ServiceAccount of the agent's namespace, with a pod of that name.
+    pub(crate) fn kubeconfig_of_agent(&self, account: &str, node: &str, pod: &str) -> PathBuf {
+        self.pod(&Pod { namespace: "rolecall", name: pod, service_account: account, node, ..Pod::default() });
+        let bound = ["--bound-object-kind=Pod", "--bound-object-name", pod];
         let token =
-            self.kubectl(&[&["create", "token", "rolecall", "-n", "rolecall"], bound.as_slice()].concat());
+            self.kubectl(&[&["create", "token", account, "-n", "rolecall"], bound.as_slice()].concat());
         let mut config = self.json(&["config", "view", "--raw", "--flatten"]);
         config["users"][0]["user"] = json!({"token": token.trim()});
-        let path = self.state.join(format!("agent-{node}.kubeconfig"));
+        let path = self.state.join(format!("{pod}.kubeconfig"));
         std::fs::write(&path, config.to_string()).expect("the state directory is ours");
         path
+    }
+
+    /// Waits until the agent gets tokens for STS and for nothing else, as its node or by itself: a policy counts a moment
+    /// after it is stored, and nothing tells when.
+    pub(crate) fn until_tokens_are_for_sts_alone(
+        &self,
+        agent: &Path,
+        node: Option<&str>,
+        namespace: &str,
+        account: &str,
+        pod: &str,
+    ) {
+        let uid = self.kubectl(&["get", "pod", pod, "-n", namespace, "-o=jsonpath={.metadata.uid}"]);
+        let mint = |audience: &[&str]| {
+            let mut command = self.command();
+            command.arg("--kubeconfig").arg(agent);
+            command.args(node.map(|node| format!("--as=system:node:{node}")));
+            command.args([
+                "create",
+                "token",
+                account,
+                "-n",
+                namespace,
+                "--bound-object-kind=Pod",
+                "--bound-object-name",
+                pod,
+            ]);
+            let output =
+                command.arg("--bound-object-uid").arg(&uid).args(audience).output().expect("kubectl runs");
+            if output.status.success() {
+                "minted".into()
+            } else {
+                String::from_utf8_lossy(&output.stderr).into_owned()
+            }
+        };
+        let mut last = (String::new(), String::new());
+        for _ in 0..100 {
+            last = (mint(&["--audience=sts.amazonaws.com"]), mint(&[]));
+            if last.0 == "minted" && last.1.contains("rolecall-tokens") {
+                return;
+            }
+        }
+        panic!("after asking 100 times tokens for STS, and no others, are not what the agent gets: {last:?}");
     }
 
     /// The keys that the server signs ServiceAccount tokens with, as JSON.
@@ -297,10 +375,10 @@ fn map(pairs: &[(&str, &str)]) -> Value {
 }
 
 /// A port that nothing listens on, below those that the kernel hands out to connections: the API server binds it a moment later.
-fn free_port() -> String {
-    let first = 20_000 + std::process::id() % 10_000;
-    (first..first + 1_000)
+fn free_port(offset: u32) -> String {
+    let first = 20_000 + std::process::id() % 10_000 + offset;
+    (first..first + 500)
         .find(|&port| TcpListener::bind(("127.0.0.1", port as u16)).is_ok())
-        .expect("one port of a thousand is free")
+        .expect("one port of 500 is free")
         .to_string()
 }

@@ -141,7 +141,7 @@ pub fn session_arn(namespace: &str, account: &str) -> String {
     format!("arn:aws:sts::{ACCOUNT_ID}:assumed-role/{namespace}-{account}/{namespace}.{account}")
 }
 
-/// One test's part of the world: its Kubernetes namespace, in which the agent may mint.
+/// One test's part of the world: its Kubernetes namespace.
 pub struct Case {
     world: &'static World,
     pub namespace: &'static str,
@@ -162,29 +162,6 @@ impl Case {
         let admin = rolecall::cluster::client::client(&config).unwrap();
         let case = Self { world, namespace, admin };
         case.post("/api/v1/namespaces", &json!({"metadata": {"name": namespace}})).await;
-        let binding = json!({
-            "metadata": {"name": "rolecall-mint"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "rolecall-mint"},
-            "subjects": [{"kind": "ServiceAccount", "name": "rolecall", "namespace": "rolecall"}],
-        });
-        case.post(
-            &format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings"),
-            &binding,
-        )
-        .await;
-        let right = json!({"spec": {
-            "user": "system:serviceaccount:rolecall:rolecall",
-            "resourceAttributes": {"namespace": namespace, "verb": "create", "resource": "serviceaccounts", "subresource": "token"},
-        }});
-        until(
-            SOON,
-            || "no right to mint".into(),
-            async || {
-                let review = case.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", &right).await;
-                (review["status"]["allowed"] == true).then_some(())
-            },
-        )
-        .await;
         case
     }
 

@@ -61,6 +61,34 @@ async fn each_answer_of_the_api_server_is_sorted() {
     assert!(matches!(api(404, "", status(404)).pods_now().await, Err(Error::Refused(_))));
 }
 
+/// As the node, of a pod that was bound to it a moment ago: the first `refusals` answers are the Node authorizer's.
+async fn minted_after(refusals: usize) -> Result<BoundToken, Error> {
+    let refused = json!({"kind": "Status", "code": 403, "message": "serviceaccounts \"web\" is forbidden: \
+        User \"system:node:node1\" cannot create: no relationship found between node 'node1' and this object"});
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let service = tower::service_fn(move |_: Request<Body>| {
+        let nth = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (status, body) = if nth < refusals {
+            (403, refused.to_string())
+        } else {
+            (201, minted("2030-01-01T01:00:00Z", 3600).to_string())
+        };
+        let answer = Response::builder().status(status).body(Body::from(body.into_bytes()));
+        async { Ok::<_, io::Error>(answer.unwrap()) }
+    });
+    token(&KubeApi::new(kube::Client::new(service, "default"), "node1")).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_the_node_authorizer_does_not_know_yet_is_asked_for_again_and_then_taken_as_gone() {
+    let begun = Instant::now();
+    minted_after(4).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    assert!(matches!(minted_after(usize::MAX).await, Err(Error::PodGone(_))));
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_api_server_that_says_nothing_is_away_after_five_seconds() {
     let service =
