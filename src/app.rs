@@ -126,6 +126,7 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     };
     let kubeconfig = client::config(kubeconfig).await?;
     let kube = client::clients(&kubeconfig, config.impersonate_node.then_some(&*config.node_name))?;
+    config.check_audiences(&kubeconfig.auth_info)?;
     let api = Arc::new(api::KubeApi::new(kube.node.clone(), &*config.node_name));
     let sts = Arc::new(RegionalSts::default());
     let app = App::new(

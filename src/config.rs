@@ -1,5 +1,7 @@
 //! Every flag and variable of the agent: default, unit, meaning; checked once, all mistakes reported together.
 
+mod audience;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -64,7 +66,8 @@ pub struct Args {
     /// Audience of the tokens that STS is shown.
     #[arg(long, env = "ROLECALL_AUDIENCE", default_value = AUDIENCE)]
     pub audience: String,
-    /// What an annotation may ask for as audience. Repeatable [default: the value of --audience]
+    /// What an annotation may ask for as audience; the API server's own only if it is listed here. Repeatable [default:
+    /// the value of --audience]
     #[arg(long, env = "ROLECALL_ALLOW_AUDIENCE", value_delimiter = ',')]
     pub allow_audience: Vec<String>,
     /// AWS region of the STS endpoint [default: AWS_REGION, else the node's topology label]
@@ -148,6 +151,8 @@ pub struct Config {
     pub sts_endpoint_url: Option<String>,
     /// The contents of `--sts-ca-bundle`.
     pub sts_ca_bundle: Option<Bundle>,
+    /// `--allow-audience` as it was written; what holds is in `plan`.
+    pub allow_audience: Vec<String>,
     /// What every plan starts from.
     pub plan: Defaults,
 }
@@ -167,6 +172,7 @@ impl fmt::Display for Config {
             region,
             sts_endpoint_url,
             sts_ca_bundle,
+            allow_audience: _,
             plan,
         } = self;
         write!(f, "node-name={node_name} listen={listen:?} metrics-listen={metrics_listen} ")?;
@@ -271,9 +277,6 @@ impl Config {
                 Required::Token
             }
         };
-        if authorization_audience.iter().any(String::is_empty) {
-            wrong("authorization-audience", "is empty: that would be the API server's own audience".into());
-        }
         let tokens = match token_source.as_str() {
             "kubernetes" => TokenSource::Kubernetes,
             "caller" => TokenSource::Caller,
@@ -291,11 +294,17 @@ impl Config {
             );
             wrong("authorization-audience", why);
         }
-        if audience.is_empty() {
-            wrong("audience", "is empty: that would be the API server's own audience".into());
+        for (flag, values) in [
+            ("audience", std::slice::from_ref(&audience)),
+            ("allow-audience", &allow_audience),
+            ("authorization-audience", &authorization_audience),
+        ] {
+            if values.iter().any(String::is_empty) {
+                wrong(flag, "is empty: that would be the API server's own audience".into());
+            }
         }
         let allowed_audiences =
-            if allow_audience.is_empty() { vec![audience.clone()] } else { allow_audience };
+            if allow_audience.is_empty() { vec![audience.clone()] } else { allow_audience.clone() };
         if !allowed_audiences.contains(&audience) {
             wrong("allow-audience", format!("lacks the value of --audience, {audience:?}"));
         }
@@ -357,6 +366,7 @@ impl Config {
             region,
             sts_endpoint_url,
             sts_ca_bundle,
+            allow_audience,
             plan: Defaults {
                 audience: audience.into(),
                 allowed_audiences,

@@ -109,7 +109,14 @@ fn agent(args: config::Args) -> ExitCode {
         tracing::error!(error = format!("{err:#}"), "failed");
     }
     lines.flush(FLUSH);
-    ended.map_or_else(|err| failed(&err), |()| ExitCode::SUCCESS)
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) if err.is::<config::Mistakes>() => {
+            eprint!("{err}");
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(err) => failed(&err),
+    }
 }
 
 fn probe(what: Probe, socket: &std::path::Path) -> ExitCode {

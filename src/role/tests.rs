@@ -85,6 +85,16 @@ fn what_is_not_understood_grants_nothing() {
 }
 
 #[test]
+fn no_annotation_leads_to_a_token_for_the_api_server() {
+    let server = "https://kubernetes.default.svc.cluster.local";
+    for audience in [server, "", " ", "*", &format!("{AUDIENCE},{server}")] {
+        let err = plan(&[(EKS_ROLE_ARN, ROLE), (EKS_AUDIENCE, audience)]).unwrap_err();
+        assert_eq!(err.code(), "InvalidPlan", "{audience:?}");
+        assert!(err.to_string().contains("--allow-audience"), "{err}");
+    }
+}
+
+#[test]
 fn settings_out_of_bounds_are_refused() {
     for (name, value) in [
         (EKS_AUDIENCE, "https://kubernetes.default.svc"),

@@ -305,6 +305,33 @@ async fn the_agent_reads_its_nodes_region_and_its_pods() {
     assert!(pods.iter().any(|pod| &*pod.name == "web-1") && !pods.iter().any(|pod| &*pod.name == "db-1"));
 }
 
+/// The agent's own token shows what the API server takes for itself; and nobody on the way may see such a token.
+#[test]
+fn an_agent_that_would_show_tokens_for_the_api_server_to_anybody_does_not_start() {
+    let start = |args: &[&str]| {
+        let socket = cluster().server.state().join("audience.sock");
+        let agent = std::process::Command::new(env!("CARGO_BIN_EXE_rolecall"))
+            .args(["agent", "--node-name", "here", "--identity", "ip", "--region", "eu-central-1"])
+            .args(["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--local-socket"])
+            .arg(socket)
+            .arg("--kubeconfig")
+            .arg(&cluster().agent)
+            .args(args)
+            .output()
+            .unwrap();
+        assert_eq!(agent.status.code(), Some(64), "{args:?}: {agent:?}");
+        String::from_utf8(agent.stderr).unwrap()
+    };
+    let said = start(&["--audience", KUBE]);
+    assert!(said.starts_with("error: --audience:") && said.contains("--allow-audience"), "{said}");
+    let allowed = format!("{STS},{KUBE}");
+    let said = start(&["--allow-audience", &allowed, "--sts-endpoint-url", "http://sts.example.com"]);
+    assert!(
+        said.starts_with("error: --allow-audience:") && said.contains("http://sts.example.com"),
+        "{said}"
+    );
+}
+
 #[tokio::test]
 async fn another_audience_is_allowed_by_one_documented_command() {
     let _changes = crate::granted::SHIPPED.lock().await;
