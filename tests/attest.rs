@@ -198,6 +198,85 @@ fn a_cable_that_leads_to_another_namespace_now_is_not_the_pods_any_more() {
     });
 }
 
+/// A node whose bridge has no address of its own: all that pods send comes out of `host0`, the node's end of a cable that
+/// leads from the bridge to the node itself. So it is with the bridge plug-in and a VLAN, and much like Cilium's `cilium_host`.
+fn handed(node: &Node) {
+    for line in [
+        "address del 10.0.2.1/24 dev cni0",
+        "address del fd00:2::1/64 dev cni0",
+        "link add host0 type veth peer name host1",
+        "link set host1 master cni0 up",
+        "link set host0 up",
+        "address add 10.0.2.1/24 dev host0",
+        "address add fd00:2::1/64 dev host0 nodad",
+    ] {
+        node.ip(line);
+    }
+    // Else the bridge answers for that address, too.
+    node.sysctl("ipv4/conf/cni0/arp_ignore", "1");
+}
+
+#[test]
+fn pods_that_are_handed_over_get_their_own_keys_over_both_families() {
+    let Some(node) = node("attest_handed") else { return };
+    let a = node.bridged_pod("a", "10.0.2.7", Some("fd00:2::7"));
+    let b = node.bridged_pod("b", "10.0.2.8", Some("fd00:2::8"));
+    handed(&node);
+    let _processes = [Process::of(&uid("a"), &a), Process::of(&uid("b"), &b)];
+    with_agent(&node, |agent| {
+        agent.set(&[shown("a", &["10.0.2.7", "fd00:2::7"]), shown("b", &["10.0.2.8", "fd00:2::8"])]);
+        for _ in 0..2 {
+            assert_eq!(account(&ask(&a, "10.0.2.7", V4)), "a");
+            assert_eq!(account(&ask(&b, "10.0.2.8", V4)), "b");
+            assert_eq!(account(&ask(&a, "fd00:2::7", V6)), "a");
+            assert_eq!(account(&ask(&b, "fd00:2::8", V6)), "b");
+        }
+    });
+}
+
+#[test]
+fn an_address_that_two_handed_over_pods_have_is_nobodys() {
+    let Some(node) = node("attest_handed_two") else { return };
+    let (victim, attacker) =
+        (node.bridged_pod("a", "10.0.2.7", None), node.bridged_pod("b", "10.0.2.8", None));
+    handed(&node);
+    let _processes = [Process::of(&uid("a"), &victim), Process::of(&uid("b"), &attacker)];
+    attacker.ip("address add 10.0.2.7/24 dev eth0");
+    with_agent(&node, |agent| {
+        agent.set(&[shown("a", &["10.0.2.7"]), shown("b", &["10.0.2.8"])]);
+        for pod in [&attacker, &victim] {
+            let mac = mac(pod);
+            node.ip(&format!("neighbour replace 10.0.2.7 lladdr {mac} dev host0 nud reachable"));
+            refused(&ask(pod, "10.0.2.7", V4), 403, "CallerAmbiguous");
+        }
+        assert_eq!(account(&ask(&attacker, "10.0.2.8", V4)), "b");
+    });
+}
+
+/// Somebody on the same wire who is no pod here: a neighbour of a bridge that has an uplink.
+#[test]
+fn an_outsider_under_the_address_of_a_handed_over_pod_gets_nothing() {
+    let Some(node) = node("attest_handed_outside") else { return };
+    let (victim, outsider) =
+        (node.bridged_pod("a", "10.0.2.7", None), node.bridged_pod("outsider", "10.0.2.8", None));
+    handed(&node);
+    let _process = Process::of(&uid("a"), &victim);
+    outsider.ip("address add 10.0.2.7/24 dev eth0");
+    with_agent(&node, |agent| {
+        agent.set(&[shown("a", &["10.0.2.7"])]);
+        assert_eq!(account(&ask(&victim, "10.0.2.7", V4)), "a");
+        let mac = mac(&outsider);
+        node.ip(&format!("neighbour replace 10.0.2.7 lladdr {mac} dev host0 nud reachable"));
+        refused(&ask(&outsider, "10.0.2.7", V4), 403, "SourceMismatch");
+        refused(&ask(&outsider, "10.0.2.8", V4), 403, "CallerNotIdentified");
+    });
+}
+
+fn mac(pod: &Namespace) -> String {
+    let link = pod.ip("-o link show eth0");
+    link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
+}
+
 #[test]
 fn docker_in_a_pod_gets_the_pods_keys_in_both_shapes() {
     let Some(node) = node("attest_dind") else { return };

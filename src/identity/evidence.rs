@@ -101,6 +101,12 @@ pub enum Doubt {
     /// An answer could hand one pod the other's role.
     #[error("processes of several pods are in the network namespace that the connection came from")]
     SeveralPods,
+    /// Where only the address tells, several pods have it.
+    #[error("several pods of this node have {address}, and its link does not tell them apart")]
+    SeveralHaveIt {
+        /// The source address.
+        address: IpAddr,
+    },
     /// A static pod has no ServiceAccount.
     #[error("the caller is a static pod, which has no ServiceAccount")]
     StaticPod,
@@ -136,7 +142,7 @@ impl Doubt {
             Self::Host | Self::NotAPod { .. } | Self::NoPod | Self::StaticPod | Self::Unreadable(_) => {
                 "CallerNotIdentified"
             }
-            Self::SeveralPods => "CallerAmbiguous",
+            Self::SeveralPods | Self::SeveralHaveIt { .. } => "CallerAmbiguous",
             Self::NotItsAddress { .. } | Self::NoSuchConnection { .. } => "SourceMismatch",
             Self::Busy => "Overloaded",
         }

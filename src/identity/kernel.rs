@@ -9,6 +9,10 @@
 //! victim's port at any chosen moment, without a trace in either table. So there the connection itself must stand
 //! among the sockets of the pod's namespace, always.
 //!
+//! Some networks hand over what pods send through a cable of the node's own: Cilium, where it does not deliver by the
+//! pod's (`cilium_host`), and the bridge plug-in with a VLAN. There the address says where to look, and again the
+//! connection must stand in that pod's namespace. Any other link is no pod's: uplinks, tunnels, VPNs, Open vSwitch.
+//!
 //! Nothing is remembered but which process stood for a link, for some seconds, and whether it still does is asked for
 //! each connection.
 
@@ -30,11 +34,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::helper::{Buckets, Job};
-use self::ladder::{Call, Ladder, Way};
+use self::ladder::{Cable, Call, Ladder, Way};
 use self::link::Netlink;
 use self::process::Proc;
 use self::witness::{Witness, Witnesses};
-use super::evidence::Doubt;
+use super::evidence::{Doubt, Origin};
 use super::pods::{PodUid, unmapped};
 
 /// Why this node does not allow it.
@@ -83,7 +87,8 @@ enum Next {
 
 impl Arrival {
     /// Our end of the caller's cable: the link that it came in by, or the port where that is a bridge. Only for `lo` and
-    /// for a bridge's unknown addresses do several callers share one. None where the kernel did not say.
+    /// for a bridge's unknown addresses do several callers share one. None where the kernel did not say, or where
+    /// pods share a link.
     pub fn link(&self) -> Option<u32> {
         self.link
     }
@@ -141,14 +146,18 @@ impl Kernel {
             return Arrival { link: Some(ingress), next: Ok((call, Next::Witness(ingress, witness))) };
         }
         let way = locked(&self.ladder).way(ingress, call.from.ip()).and_then(|way| {
-            if way.bridged {
+            if !matches!(way, Way::Cable(Cable { bridged: false, .. })) {
                 call.to = socket::destination(stream, local).map_err(Doubt::unreadable)?;
             }
             Ok(way)
         });
-        // A bridge's own index is for those whose port is not known.
-        let link = way.as_ref().map_or(ingress, |way| way.link);
-        Arrival { link: Some(link), next: way.map(|way| (call, Next::Namespace(way))) }
+        let link = match &way {
+            Ok(Way::Cable(cable)) => Some(cable.link),
+            Ok(Way::Handed(_)) => None,
+            // A bridge's own index is for those whose port is not known.
+            Err(_) => Some(ingress),
+        };
+        Arrival { link, next: way.map(|way| (call, Next::Namespace(way))) }
     }
 
     /// The pod that opened the connection.
@@ -167,7 +176,11 @@ impl Kernel {
                 locked(&self.ladder).way(link, call.from.ip())?
             }
         };
-        if !locked(&self.buckets).take(way.link, Instant::now()) {
+        let origin = match &way {
+            Way::Cable(cable) => Origin::Link(cable.link),
+            Way::Handed(_) => Origin::Address(call.from.ip()),
+        };
+        if !locked(&self.buckets).take(origin, Instant::now()) {
             return Err(Doubt::Busy);
         }
         let (answer, answered) = oneshot::channel();

@@ -436,6 +436,7 @@ async fn a_doubt_is_a_refusal_whatever_the_api_shows() {
     for (doubt, code) in [
         (Doubt::NoPod, "CallerNotIdentified"),
         (Doubt::SeveralPods, "CallerAmbiguous"),
+        (Doubt::SeveralHaveIt { address: IP.parse().unwrap() }, "CallerAmbiguous"),
         (Doubt::NotItsAddress { address: IP.parse().unwrap() }, "SourceMismatch"),
         (Doubt::Busy, "Overloaded"),
     ] {

@@ -102,6 +102,7 @@ impl Refusal {
                             | Doubt::NotAPod { .. }
                             | Doubt::NoPod
                             | Doubt::SeveralPods
+                            | Doubt::SeveralHaveIt { .. }
                             | Doubt::StaticPod
                             | Doubt::NotItsAddress { .. }
                             | Doubt::NoSuchConnection { .. }

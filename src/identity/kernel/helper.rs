@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::super::evidence::Doubt;
+use super::super::evidence::{Doubt, Origin};
 use super::super::pods::PodUid;
 use super::ladder::{Call, Ladder, Walk, Way};
 use super::witness::{Witness, Witnesses};
@@ -76,13 +76,17 @@ impl Helper {
             }
         }
         let known = if again { self.known() } else { Vec::new() };
-        let mut wanted: HashSet<i32> = waiting.iter().map(|caller| caller.way.namespace).collect();
-        wanted.extend(known.iter().map(|known| known.namespace));
-        if wanted.is_empty() {
+        if known.is_empty() && waiting.is_empty() {
             return;
         }
+        // All of them, if only the address tells.
+        let wanted: Option<HashSet<i32>> = waiting.iter().map(|caller| caller.way.namespace()).collect();
+        let wanted = wanted.map(|mut wanted| {
+            wanted.extend(known.iter().map(|known| known.namespace));
+            wanted
+        });
         let begun = Instant::now();
-        let walked = self.ladder.walk(&wanted).map_err(Doubt::unreadable);
+        let walked = self.ladder.walk(wanted.as_ref()).map_err(Doubt::unreadable);
         for known in known {
             self.look_again(known, &walked, begun);
         }
@@ -93,8 +97,9 @@ impl Helper {
     }
 
     fn by_witness(&mut self, Caller { way, call, .. }: &Caller) -> Result<Option<PodUid>, Doubt> {
-        let Some(witness) = self.witnesses.of(way.link, Instant::now()) else { return Ok(None) };
-        let stands = self.ladder.testimony(&witness, way, *call)?;
+        let Way::Cable(cable) = way else { return Ok(None) };
+        let Some(witness) = self.witnesses.of(cable.link, Instant::now()) else { return Ok(None) };
+        let stands = self.ladder.testimony(&witness, cable, *call)?;
         Ok(stands.then(|| witness.uid.clone()))
     }
 
@@ -104,12 +109,17 @@ impl Helper {
         walked: &Result<Walk, Doubt>,
         begun: Instant,
     ) -> Result<PodUid, Doubt> {
-        let (pid, uid) = walked.as_ref().map_err(Clone::clone)?.spokesman(way.namespace)?;
+        let walked = walked.as_ref().map_err(Clone::clone)?;
+        let cable = match way {
+            Way::Cable(cable) => cable,
+            Way::Handed(link) => return self.ladder.by_address(walked, *call, link),
+        };
+        let (pid, uid) = walked.spokesman(cable.namespace)?;
         let witness = Arc::new(self.ladder.witness(pid, uid)?.ok_or(Doubt::NoPod)?);
-        if !self.ladder.testimony(&witness, way, *call)? {
+        if !self.ladder.testimony(&witness, cable, *call)? {
             return Err(Doubt::NoPod);
         }
-        self.witnesses.keep(way.link, witness, begun);
+        self.witnesses.keep(cable.link, witness, begun);
         Ok(uid.clone())
     }
 
@@ -145,9 +155,9 @@ struct Known {
     witness: Arc<Witness>,
 }
 
-/// What each link may still ask of the thread.
+/// What each link may still ask of the thread; where pods share one, each address.
 #[derive(Default)]
-pub(super) struct Buckets(HashMap<u32, Bucket>);
+pub(super) struct Buckets(HashMap<Origin, Bucket>);
 
 struct Bucket {
     tokens: u32,
@@ -156,15 +166,15 @@ struct Bucket {
 }
 
 impl Buckets {
-    /// Takes one token of `link`, if there is one.
-    pub(super) fn take(&mut self, link: u32, now: Instant) -> bool {
+    /// Takes one token of `origin`, if there is one.
+    pub(super) fn take(&mut self, origin: Origin, now: Instant) -> bool {
         if self.0.len() >= MAX_LINKS {
             self.0.retain(|_, bucket| {
                 bucket.fill(now);
                 bucket.tokens < BURST
             });
         }
-        let bucket = self.0.entry(link).or_insert(Bucket { tokens: BURST, filled: now });
+        let bucket = self.0.entry(origin).or_insert(Bucket { tokens: BURST, filled: now });
         bucket.fill(now);
         let taken = bucket.tokens.checked_sub(1);
         bucket.tokens = taken.unwrap_or(0);
@@ -190,14 +200,14 @@ mod tests {
     async fn a_link_that_asks_too_often_waits_and_others_do_not() {
         let mut buckets = Buckets::default();
         let now = Instant::now();
-        assert_eq!((0..100).filter(|_| buckets.take(1, now)).count(), BURST as usize);
-        assert!(buckets.take(2, now));
-        assert!(!buckets.take(1, now + INTERVAL / 2));
-        assert!(buckets.take(1, now + INTERVAL));
-        assert!(!buckets.take(1, now + INTERVAL));
+        assert_eq!((0..100).filter(|_| buckets.take(Origin::Link(1), now)).count(), BURST as usize);
+        assert!(buckets.take(Origin::Link(2), now));
+        assert!(!buckets.take(Origin::Link(1), now + INTERVAL / 2));
+        assert!(buckets.take(Origin::Link(1), now + INTERVAL));
+        assert!(!buckets.take(Origin::Link(1), now + INTERVAL));
         let later = now + 1000 * INTERVAL;
         assert_eq!(
-            (0..100).filter(|_| buckets.take(1, later)).count(),
+            (0..100).filter(|_| buckets.take(Origin::Link(1), later)).count(),
             BURST as usize,
             "no more than a burst"
         );
@@ -209,7 +219,7 @@ mod tests {
         let mut now = Instant::now();
         for link in 0..10 * MAX_LINKS as u32 {
             now += INTERVAL;
-            buckets.take(link, now);
+            buckets.take(Origin::Link(link), now);
         }
         assert!(buckets.0.len() <= MAX_LINKS, "{}", buckets.0.len());
     }

@@ -23,9 +23,29 @@ pub(super) struct Call {
     pub(super) to: SocketAddr,
 }
 
-/// The cable that leads to the caller's namespace.
+/// Where a connection came from, as far as its link tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Way {
+pub(super) enum Way {
+    /// The caller's namespace is at the other end of this cable.
+    Cable(Cable),
+    /// Both ends of this cable are the node's own: something on the node hands over what pods send, and their own
+    /// cables are not seen. Its name.
+    Handed(String),
+}
+
+impl Way {
+    /// The caller's namespace, if the link tells.
+    pub(super) fn namespace(&self) -> Option<i32> {
+        match self {
+            Self::Cable(cable) => Some(cable.namespace),
+            Self::Handed(_) => None,
+        }
+    }
+}
+
+/// A cable to a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cable {
     /// Our end of it: the ingress link, or the port of the ingress bridge. Its index is never given out again.
     pub(super) link: u32,
     /// The other end's namespace, as the kernel numbers it now.
@@ -49,14 +69,25 @@ impl Ladder {
     pub(super) fn way(&mut self, ingress: u32, from: IpAddr) -> Result<Way, Doubt> {
         let link = self.link(ingress)?;
         if link.kind != "bridge" {
-            return self.end_of(ingress, link, false);
+            return match link.peer {
+                Some(namespace) if link.is_cable() => {
+                    Ok(Way::Cable(Cable { link: ingress, namespace, bridged: false }))
+                }
+                None if link.is_cable() => Ok(Way::Handed(link.name)),
+                _ => Err(Doubt::NotAPod { link: link.name }),
+            };
         }
         let Some(port) = self.netlink.port(ingress, from).map_err(Doubt::unreadable)? else {
             return Err(Doubt::NotAPod { link: link.name });
         };
         // The bridge itself is a port where the address is its own.
         let link = self.link(port)?;
-        self.end_of(port, link, true)
+        match link.peer {
+            Some(namespace) if link.is_cable() => {
+                Ok(Way::Cable(Cable { link: port, namespace, bridged: true }))
+            }
+            _ => Err(Doubt::NotAPod { link: link.name }),
+        }
     }
 
     /// The namespace that the cable at our end `link` leads to now.
@@ -64,8 +95,9 @@ impl Ladder {
         self.netlink.peer(link).map_err(Doubt::unreadable)
     }
 
-    /// The processes of every namespace in `wanted`, oldest first, in one walk over all processes.
-    pub(super) fn walk(&mut self, wanted: &HashSet<i32>) -> io::Result<Walk> {
+    /// The processes of every namespace in `wanted`, oldest first, in one walk over all processes; of every namespace
+    /// that a cable leads to, if it is `None`.
+    pub(super) fn walk(&mut self, wanted: Option<&HashSet<i32>>) -> io::Result<Walk> {
         let mut found = Walk::default();
         for pid in self.proc.pids()? {
             // Most are in none of them: those need not be opened.
@@ -113,25 +145,55 @@ impl Ladder {
 
     /// All that is asked of a connection whose `witness` is not known to speak for its address: whether it stands, and
     /// did all the while.
-    pub(super) fn testimony(&mut self, witness: &Witness, way: &Way, call: Call) -> Result<bool, Doubt> {
-        if !self.stands(witness, way.link)? {
+    pub(super) fn testimony(&mut self, witness: &Witness, cable: &Cable, call: Call) -> Result<bool, Doubt> {
+        if !self.stands(witness, cable.link)? {
             return Ok(false);
         }
-        let read = Doubt::unreadable;
-        if !witness.has(call.from.ip()).map_err(read)? {
+        if !witness.has(call.from.ip()).map_err(Doubt::unreadable)? {
             return Err(Doubt::NotItsAddress { address: call.from.ip() });
         }
-        if way.bridged
-            && !witness.process.has_connection(call.from, call.to, false).map_err(read)?
-            && !self.inner_connection(witness, call).map_err(read)?
-        {
-            return Err(Doubt::NoSuchConnection { address: call.from.ip() });
+        if cable.bridged {
+            self.opened(witness, call)?;
         }
-        self.stands(witness, way.link)
+        self.stands(witness, cable.link)
     }
 
-    fn namespace_in(&mut self, pid: u32, wanted: &HashSet<i32>) -> io::Result<Option<i32>> {
-        Ok(self.netlink.namespace_of(pid)?.filter(|id| wanted.contains(id)))
+    /// The pod that opened a connection which was handed over, so that the sender's address is all that tells: it must
+    /// be local to one pod's namespace only, and the connection must stand there. The sender chose the address, but an
+    /// open connection with both its ends is there once only: where its packets come from.
+    ///
+    /// A pod that administers its namespace can take its neighbour's address there. Then neither is answered.
+    pub(super) fn by_address(&mut self, walk: &Walk, call: Call, link: &str) -> Result<PodUid, Doubt> {
+        let (address, mut found) = (call.from.ip(), None);
+        for namespace in walk.0.keys() {
+            let Ok((pid, uid)) = walk.spokesman(*namespace) else { continue };
+            let Some(witness) = self.witness(pid, uid)? else { continue };
+            // Whose own table is too long is not in the others' way.
+            if !witness.has(address).unwrap_or(false) {
+                continue;
+            }
+            if found.replace((*namespace, witness)).is_some() {
+                return Err(Doubt::SeveralHaveIt { address });
+            }
+        }
+        let (namespace, witness) = found.ok_or_else(|| Doubt::NotAPod { link: link.to_owned() })?;
+        self.opened(&witness, call)?;
+        let there = self.netlink.namespace_of(witness.pid).map_err(Doubt::unreadable)? == Some(namespace);
+        let there = there && witness.process.lives().map_err(Doubt::unreadable)?;
+        if there { Ok(witness.uid) } else { Err(Doubt::NoPod) }
+    }
+
+    /// The connection must be one of the pod's own.
+    fn opened(&self, witness: &Witness, call: Call) -> Result<(), Doubt> {
+        let read = Doubt::unreadable;
+        let opened = witness.process.has_connection(call.from, call.to, false).map_err(read)?
+            || self.inner_connection(witness, call).map_err(read)?;
+        if opened { Ok(()) } else { Err(Doubt::NoSuchConnection { address: call.from.ip() }) }
+    }
+
+    fn namespace_in(&mut self, pid: u32, wanted: Option<&HashSet<i32>>) -> io::Result<Option<i32>> {
+        let namespace = self.netlink.namespace_of(pid)?;
+        Ok(namespace.filter(|id| wanted.is_none_or(|wanted| wanted.contains(id))))
     }
 
     /// Docker in a pod translates its containers' addresses to the pod's, and keeps the port unless the pod has it
@@ -161,15 +223,6 @@ impl Ladder {
     fn link(&mut self, index: u32) -> Result<Link, Doubt> {
         let link = self.netlink.link(index).map_err(Doubt::unreadable)?;
         link.ok_or_else(|| Doubt::NotAPod { link: format!("#{index}, which has gone") })
-    }
-
-    fn end_of(&mut self, index: u32, link: Link, bridged: bool) -> Result<Way, Doubt> {
-        match link.peer {
-            Some(namespace) if matches!(&*link.kind, "veth" | "netkit") => {
-                Ok(Way { link: index, namespace, bridged })
-            }
-            _ => Err(Doubt::NotAPod { link: link.name }),
-        }
     }
 }
 

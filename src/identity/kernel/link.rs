@@ -35,6 +35,13 @@ pub(super) struct Link {
     pub(super) peer: Option<i32>,
 }
 
+impl Link {
+    /// Whether it is one end of two, of which the other may be in a pod.
+    pub(super) fn is_cable(&self) -> bool {
+        matches!(&*self.kind, "veth" | "netkit")
+    }
+}
+
 /// The netlink socket of one thread.
 pub(super) struct Netlink {
     socket: OwnedFd,
