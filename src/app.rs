@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at};
 
 use crate::admin::{self, Status};
+use crate::audit::Audit;
 use crate::broker::Broker;
 use crate::cache::Cache;
 use crate::cluster::watch::WatchHealth;
@@ -52,7 +53,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Shown by `/statusz` and by every answer that is not credentials.
     pub instance: String,
-    lines: Arc<Lines>,
+    /// What was answered to whom.
+    pub audit: Arc<Audit>,
     source: Source,
     pub(crate) broker: Broker,
 }
@@ -83,20 +85,24 @@ impl App {
         let broker =
             Broker::new(identity, Arc::clone(&accounts), Arc::clone(&cache), shown, Arc::clone(&metrics));
         let instance = format!("{:016x}", fastrand::u64(..));
-        Self { pods, accounts, cache, metrics, instance, lines, source, broker }
+        let audit = Arc::new(Audit::new(Arc::clone(&metrics), lines));
+        Self { pods, accounts, cache, metrics, instance, audit, source, broker }
     }
 
     /// Serves `listeners` until `drain` begins, and keeps the plans in step with the pods.
     pub fn serve(self, listeners: Vec<TcpListener>, drain: &Drain, tasks: &mut JoinSet<()>) -> Result<()> {
         let addresses: Vec<SocketAddr> =
             listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-        let endpoint = Endpoint::new(self.broker, self.metrics, self.lines, &addresses, &self.instance);
+        let audit = Arc::clone(&self.audit);
+        let endpoint = Endpoint::new(self.broker, audit, &addresses, &self.instance);
         let limits = Limits::new();
         for listener in listeners {
             let (source, endpoint) = (self.source.clone(), Arc::clone(&endpoint));
             tasks.spawn(server::serve(listener, source, endpoint, Arc::clone(&limits), drain.clone()));
         }
         tasks.spawn(warm::follow(self.pods, self.accounts, self.cache));
+        let audit = self.audit;
+        tasks.spawn(async move { match audit.keep_flushing().await {} });
         Ok(())
     }
 }
@@ -166,7 +172,7 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     tasks.spawn(admin::serve_metrics(scraped, Arc::clone(&status)));
     tasks.spawn(admin::serve_local(local, status));
     tasks.spawn(trim());
-    let pods = Arc::clone(&app.pods);
+    let (pods, audit) = (Arc::clone(&app.pods), Arc::clone(&app.audit));
     app.serve(listeners, &drain, &mut tasks)?;
     drop(drain);
 
@@ -190,6 +196,7 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     // While the listeners are ours no successor has this name; once they are closed, the file may be its own.
     let _ = std::fs::remove_file(&config.local_socket);
     let drained = trigger.finish().await;
+    audit.flush();
     tracing::info!(drained, "stopped");
     Ok(())
 }

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::cache::{Cache, Lookup, Served};
+use crate::cache::{Cache, Served};
 use crate::identity::authorization::Presented;
-use crate::identity::pods::Pod;
 use crate::identity::{AttestedPod, Caller, Identity};
 use crate::metrics::Metrics;
 use crate::role::RolePlan;
@@ -43,15 +42,13 @@ impl Error {
     }
 }
 
-/// What became known on the way, for the access line: also when the answer is a refusal.
+/// What became known on the way, for the audit line: also when the answer is a refusal.
 #[derive(Debug, Default)]
 pub struct Trail {
     /// The caller.
-    pub pod: Option<Arc<Pod>>,
+    pub attested: Option<AttestedPod>,
     /// Its plan.
     pub plan: Option<Arc<RolePlan>>,
-    /// How the cache answered.
-    pub lookup: Option<Lookup>,
 }
 
 /// From caller to credentials. It holds the parts; `app` builds them.
@@ -92,13 +89,12 @@ impl Broker {
         let attested = self.identity.attest(caller, presented, deadline).await;
         self.metrics.attested(attested.as_ref().map_or_else(identity::Error::code, |_| "ok"));
         let pod = attested?;
-        trail.pod = Some(Arc::clone(pod.pod()));
+        trail.attested = Some(pod.clone());
         let plan = self.plan(&pod, deadline).await?;
         trail.plan = Some(Arc::clone(&plan));
         let shows = self.take(&pod, &plan, presented)?;
         let (lookup, answer) = self.cache.fresh_or_fetch(&plan, deadline).await;
         self.metrics.looked_up(lookup);
-        trail.lookup = Some(lookup);
         match answer {
             // The watch does not have the pod yet, so its token was not found: the pod cannot do more than ask again.
             Err(err) if shows && err.unshown() => {

@@ -3,6 +3,7 @@
 //! Each plan in use has a keeper task that fetches, renews and backs off. Callers only read what it published,
 //! or wait for it; so a caller that hangs up ends nothing, and a thousand callers cost one flight.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::credentials::{Credentials, LEAST_LEFT};
 use crate::exchange::{Error, Exchange, Fetched};
+use crate::identity::pods::PodUid;
 use crate::role::{PlanKey, RolePlan};
 use crate::{server, time};
 
@@ -35,8 +37,14 @@ const NEW_POD: Duration = Duration::from_secs(60);
 pub struct Served {
     /// The JSON document of the container-credential endpoint.
     pub body: Bytes,
-    /// For the access line; not a secret.
+    /// For the audit line, like the two below; not a secret.
     pub access_key_id: String,
+    /// Which token STS was shown.
+    pub token_id: Option<Arc<str>>,
+    /// STS's own id of the answer.
+    pub sts_request_id: Option<Arc<str>>,
+    /// The pods that have been given these keys.
+    given_to: Mutex<HashSet<PodUid>>,
     /// This node's wall clock when STS was asked: what `not-before` is compared with.
     issued: Timestamp,
     /// Both clocks must agree that it is still good: the monotonic one stands still while a laptop sleeps, the
@@ -48,18 +56,27 @@ pub struct Served {
 
 impl Served {
     fn new(fetched: &Fetched, plan: &RolePlan) -> Self {
-        let Credentials { life, access_key_id, .. } = &fetched.credentials;
+        let Credentials { life, access_key_id, request_id, .. } = &fetched.credentials;
         // Half the life, less up to a tenth at random, so that a node's plans do not renew in step.
         let half = *life / 2;
         let good = life.saturating_sub(LEAST_LEFT);
         Self {
             body: server::ecs::document(&fetched.credentials, plan),
             access_key_id: access_key_id.clone(),
+            token_id: fetched.token_id.clone(),
+            sts_request_id: request_id.as_deref().map(Into::into),
+            given_to: Mutex::default(),
             issued: fetched.asked_wall,
             good_until: fetched.asked + good,
             good_until_wall: time::plus(fetched.asked_wall, good),
             renew: fetched.asked + half.mul_f64(1.0 - 0.1 * fastrand::f64()),
         }
+    }
+
+    /// Is this pod given these keys for the first time? The answer is yes once.
+    pub fn is_new_to(&self, pod: &PodUid) -> bool {
+        let mut given_to = self.given_to.lock().expect("nothing panics while it holds this lock");
+        !given_to.contains(pod) && given_to.insert(pod.clone())
     }
 
     fn usable(&self, plan: &RolePlan) -> bool {

@@ -68,6 +68,8 @@ impl Error {
 pub struct Fetched {
     /// The keys.
     pub credentials: Credentials,
+    /// [`BoundToken::id`] of what STS was shown.
+    pub token_id: Option<Arc<str>>,
     /// Just before STS was asked.
     pub asked: Instant,
     /// The same moment on this node's wall clock.
@@ -132,7 +134,7 @@ impl Exchange {
             service_account = %plan.account, role.arn = %plan.role, access_key_id = credentials.access_key_id,
             expires = %credentials.expiration, sts.request_id = credentials.request_id, "new credentials",
         );
-        Ok(Fetched { credentials, asked, asked_wall })
+        Ok(Fetched { credentials, token_id: token.id().cloned(), asked, asked_wall })
     }
 
     /// A token bound to one of the plan's pods; if that pod has gone meanwhile, to another.

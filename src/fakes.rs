@@ -126,7 +126,7 @@ impl Cluster for FakeCluster {
             if locked(&self.gone).contains(&pod.uid) {
                 return Err(cluster::Error::PodGone(pod.name.to_string()));
             }
-            Ok(BoundToken::new(format!("token of {}", pod.uid).into(), life))
+            Ok(BoundToken::new(jwt(&json!({"jti": format!("jti-of-{}", pod.uid)})).into(), life))
         })
     }
 
@@ -251,7 +251,7 @@ impl Sts for FakeSts {
                 session_token: "the-session-token".into(),
                 expiration: time::plus(time::now(), life),
                 life,
-                request_id: None,
+                request_id: Some(format!("sts-request-{number}")),
                 packed_policy_percent: None,
             })
         })
@@ -298,12 +298,12 @@ impl World {
         Self::writing_to(std::io::sink())
     }
 
-    /// With access lines to `out`.
+    /// With audit lines to `out`.
     pub fn writing_to(out: impl std::io::Write + Send + 'static) -> Self {
         Self::with_evidence(Source::Address, out)
     }
 
-    /// With evidence from `source`, and access lines to `out`.
+    /// With evidence from `source`, and audit lines to `out`.
     pub fn with_evidence(source: Source, out: impl std::io::Write + Send + 'static) -> Self {
         Self::with_authorization(source, Authorization::default(), out)
     }

@@ -19,8 +19,8 @@
 //! | [`server::reply`] | a refusal | status, code, body |
 //!
 //! Around it: [`app`] builds every part; [`config`] has every flag; [`warm`] keeps the plans in step with the pods; [`admin`],
-//! [`metrics`] and [`telemetry`] are for the operator; [`shutdown`] drains; [`harden`] gives up what the process does not need;
-//! [`time`] and [`sys`] are the clock and the only `unsafe`. Beside it: [`dev`] runs the same path on loopback, [`emulator`] is
+//! [`audit`], [`metrics`] and [`telemetry`] are for the operator; [`shutdown`] drains; [`harden`] gives up what the process does
+//! not need; [`time`] and [`sys`] are the clock and the only `unsafe`. Beside it: [`dev`] runs the same path on loopback, [`emulator`] is
 //! the STS that it talks to, [`oidc`] makes what an issuer publishes and what IAM must know of it, `net` gives a node its
 //! addresses, and `fakes` are the two doors in memory (feature `testing`).
 //!
@@ -45,6 +45,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod broker;
 pub mod cache;
 pub mod cluster;

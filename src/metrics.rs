@@ -36,7 +36,7 @@ pub struct Metrics {
     pub pods: IntGauge,
     watch_restarts: IntCounterVec,
     watch_last_event: IntGaugeVec,
-    /// Log and access lines that nobody read in time.
+    /// Log and audit lines that nobody read in time.
     pub dropped_lines: IntCounter,
 }
 

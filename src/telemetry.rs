@@ -1,22 +1,13 @@
-//! Log and access lines: JSON, through a bounded queue to a writer thread. A stdout that nobody reads delays no
+//! Log and audit lines: JSON, through a bounded queue to a writer thread. A stdout that nobody reads delays no
 //! answer; what does not fit is dropped and counted.
 
-use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use prometheus::IntCounter;
-use tokio::time::Instant;
 use tracing_subscriber::fmt::MakeWriter;
-
-use crate::broker::Trail;
-use crate::cache::{Lookup, Served};
-use crate::metrics::Metrics;
-use crate::server::reply::Refusal;
-use crate::time;
 
 /// A few thousand lines: enough for a burst, and a bound on what an unread stdout costs.
 const QUEUE_BYTES: usize = 512 * 1024;
@@ -108,7 +99,7 @@ fn write(shared: &Shared, mut out: impl Write) {
     }
 }
 
-/// Log events go the same way as access lines, so that their order holds.
+/// Log events go the same way as audit lines, so that their order holds.
 pub fn install(lines: &Arc<Lines>) {
     let subscriber = tracing_subscriber::fmt()
         .json()
@@ -147,106 +138,11 @@ impl Write for LineWriter<'_> {
     }
 }
 
-/// One answer: counted and, where it says something new, written down. The two cannot disagree.
-pub struct Access<'a> {
-    /// The end of the request's head.
-    pub begun: Instant,
-    /// The first answer of its connection.
-    pub first: bool,
-    /// Who asked.
-    pub peer: SocketAddr,
-    /// What became known on the way.
-    pub trail: &'a Trail,
-}
-
-impl Access<'_> {
-    /// 200. Further cache hits of a connection are counted only: a line costs as much as the answer.
-    pub fn granted(&self, metrics: &Metrics, lines: &Lines, served: &Served) {
-        let took = self.begun.elapsed();
-        metrics.answered("ok", took);
-        if !self.first && self.trail.lookup == Some(Lookup::Hit) {
-            return;
-        }
-        let mut line = self.line("ok", 200, took);
-        text(&mut line, "access_key_id", &served.access_key_id);
-        lines.push(&finish(line));
-    }
-
-    /// Any other answer.
-    pub fn refused(&self, metrics: &Metrics, lines: &Lines, refusal: &Refusal, request_id: &str) {
-        let took = self.begun.elapsed();
-        metrics.answered(refusal.code(), took);
-        let mut line = self.line(refusal.code(), refusal.status().as_u16(), took);
-        text(&mut line, "request_id", request_id);
-        text(&mut line, "reason", &refusal.to_string());
-        lines.push(&finish(line));
-    }
-
-    fn line(&self, code: &str, status: u16, took: Duration) -> String {
-        let mut line = String::with_capacity(512);
-        // `write!` to a String cannot fail.
-        let _ = write!(
-            line,
-            r#"{{"timestamp":"{:.3}","target":"access","code":"{code}","status":{status}"#,
-            time::now()
-        );
-        let _ = write!(line, r#","duration_us":{},"client.addr":"{}""#, took.as_micros(), self.peer);
-        if let Some(lookup) = self.trail.lookup {
-            text(&mut line, "cache", lookup.as_str());
-        }
-        if let Some(pod) = &self.trail.pod {
-            text(&mut line, "pod.namespace", pod.namespace());
-            text(&mut line, "pod.name", &pod.name);
-            text(&mut line, "pod.uid", pod.uid.as_str());
-            text(&mut line, "service_account", &pod.service_account.name);
-        }
-        if let Some(plan) = &self.trail.plan {
-            text(&mut line, "role.arn", plan.role.as_str());
-        }
-        line
-    }
-}
-
-/// Adds a string field. Most values need no escapes; those that do go through serde_json.
-fn text(line: &mut String, name: &str, value: &str) {
-    let plain = value.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\');
-    let _ = if plain {
-        write!(line, r#","{name}":"{value}""#)
-    } else {
-        write!(line, r#","{name}":{}"#, serde_json::Value::from(value))
-    };
-}
-
-fn finish(mut line: String) -> Vec<u8> {
-    line.push_str("}\n");
-    line.into_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
 
     use super::*;
-
-    #[test]
-    fn every_value_makes_a_line_of_json_that_holds_it() {
-        let random = |_| -> String {
-            let strange = [
-                '"', '\\', '\n', '\r', '\0', '\u{1b}', '\u{7f}', '\u{2028}', '\u{fffd}', 'é', '😀', 'a', '{',
-                ',',
-            ];
-            (0..fastrand::usize(..12)).map(|_| strange[fastrand::usize(..strange.len())]).collect()
-        };
-        for value in (0..5000).map(random) {
-            let mut line = r#"{"status":200"#.to_owned();
-            text(&mut line, "pod.name", &value);
-            let line = String::from_utf8(finish(line)).unwrap();
-            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
-            let parsed: serde_json::Value =
-                serde_json::from_str(&line).unwrap_or_else(|err| panic!("{err}: {line}"));
-            assert_eq!(parsed["pod.name"], value);
-        }
-    }
 
     struct Channel(mpsc::Sender<Vec<u8>>);
 

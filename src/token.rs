@@ -3,21 +3,34 @@
 pub mod shown;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
 use tokio::time::Instant;
+
+/// An id that is longer is none of the API server's, whose are UUIDs.
+const MAX_ID: usize = 64;
 
 /// A web-identity token and how long it may still be used.
 pub struct BoundToken {
     token: SecretString,
+    id: Option<Arc<str>>,
     expires: Instant,
 }
 
 impl BoundToken {
     /// A token that lives for `life` from now.
     pub fn new(token: SecretString, life: Duration) -> Self {
-        Self { token, expires: Instant::now() + life }
+        Self { id: id(token.expose_secret()), token, expires: Instant::now() + life }
+    }
+
+    /// Its `jti`, by which the API server's own audit log names it. Not a secret.
+    pub fn id(&self) -> Option<&Arc<str>> {
+        self.id.as_ref()
     }
 
     /// The token itself, for STS alone.
@@ -31,11 +44,40 @@ impl BoundToken {
     }
 }
 
+/// The `jti` of a JWT. The API server has just made it for us, so nothing is verified.
+fn id(token: &str) -> Option<Arc<str>> {
+    #[derive(Deserialize)]
+    struct Claims {
+        jti: String,
+    }
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let Claims { jti } = serde_json::from_slice(&claims).ok()?;
+    (jti.len() <= MAX_ID).then(|| jti.into())
+}
+
 impl fmt::Debug for BoundToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BoundToken")
             .field("token", &"<redacted>")
             .field("remaining", &self.remaining())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_is_the_jti_and_what_is_no_jwt_has_none() {
+        let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        assert_eq!(id(&token(r#"{"aud":["a"],"jti":"7f1d"}"#)).as_deref(), Some("7f1d"));
+        let long = format!(r#"{{"jti":"{}"}}"#, "x".repeat(MAX_ID + 1));
+        for none in [token("{}"), token(r#"{"jti":7}"#), token("{"), token(&long)] {
+            assert_eq!(id(&none), None, "{none}");
+        }
+        for none in ["", "e30", "e30.!.c2ln", "e30..c2ln", "token of uid-web"] {
+            assert_eq!(id(none), None, "{none}");
+        }
     }
 }

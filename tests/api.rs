@@ -301,6 +301,7 @@ async fn a_token_is_bound_to_its_pod_and_has_one_audience() {
     assert_eq!(claims["sub"], "system:serviceaccount:token:web");
     assert_eq!(claims["kubernetes.io"]["pod"], json!({"name": "web-1", "uid": uid.as_str()}));
     assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 1200);
+    assert_eq!(claims["jti"], json!(**token.id().unwrap()), "the API server's own audit log has it, too");
     let left = token.remaining();
     assert!(left <= Duration::from_secs(1200) && left > Duration::from_secs(1180), "{left:?}");
 

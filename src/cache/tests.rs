@@ -308,7 +308,7 @@ fn served(world: &World, life: Duration) -> Served {
         request_id: None,
         packed_policy_percent: None,
     };
-    let fetched = Fetched { credentials, asked: Instant::now(), asked_wall: time::now() };
+    let fetched = Fetched { credentials, token_id: None, asked: Instant::now(), asked_wall: time::now() };
     Served::new(&fetched, &world.plan())
 }
 

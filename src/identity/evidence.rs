@@ -217,6 +217,22 @@ impl Caller {
         self.pod.get()
     }
 
+    /// The pod that the evidence names, for the log: whether it is attested is another question.
+    pub fn uid(&self) -> Option<&PodUid> {
+        match &self.evidence {
+            Evidence::Kernel(Ok(uid)) => Some(uid),
+            _ => self.pod.get(),
+        }
+    }
+
+    /// Where the evidence comes from, for the log.
+    pub fn means(&self) -> &'static str {
+        match self.evidence {
+            Evidence::Address => "address",
+            Evidence::Kernel(_) => "kernel",
+        }
+    }
+
     pub(super) fn settle(&self, uid: PodUid) {
         // Pipelined requests are answered in turn, so there is never a second, different, UID.
         let _ = self.pod.set(uid);

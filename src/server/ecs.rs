@@ -4,7 +4,6 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,13 +16,12 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::reply::{self, Refusal, RequestError};
+use crate::audit::{Asked, Audit};
 use crate::broker::{Broker, Trail};
 use crate::credentials::Credentials;
 use crate::identity::Caller;
 use crate::identity::authorization::Presented;
-use crate::metrics::Metrics;
 use crate::role::RolePlan;
-use crate::telemetry::{Access, Lines};
 
 /// The one path. Exact: a proxy in front that rewrites paths has no business here.
 pub const PATH: &str = "/v1/credentials";
@@ -35,42 +33,33 @@ const MAX_HEADER_BYTES: usize = 8 * 1024;
 /// What all connections of one agent share.
 pub struct Endpoint {
     broker: Broker,
-    metrics: Arc<Metrics>,
-    lines: Arc<Lines>,
+    audit: Arc<Audit>,
     hosts: Vec<IpAddr>,
     instance: HeaderValue,
 }
 
 impl Endpoint {
     /// An endpoint that answers to the addresses of `listeners`.
-    pub fn new(
-        broker: Broker,
-        metrics: Arc<Metrics>,
-        lines: Arc<Lines>,
-        listeners: &[SocketAddr],
-        instance: &str,
-    ) -> Arc<Self> {
+    pub fn new(broker: Broker, audit: Arc<Audit>, listeners: &[SocketAddr], instance: &str) -> Arc<Self> {
         Arc::new(Self {
             broker,
-            metrics,
-            lines,
+            audit,
             hosts: listeners.iter().map(SocketAddr::ip).collect(),
             instance: HeaderValue::from_str(instance).expect("an instance is hex digits"),
         })
     }
 }
 
-/// One connection: who is calling, and whether it was answered before.
+/// One connection: who is calling.
 pub struct Connection {
     endpoint: Arc<Endpoint>,
     caller: Caller,
-    answered: AtomicBool,
 }
 
 impl Connection {
     /// A connection from `caller`.
     pub fn new(endpoint: Arc<Endpoint>, caller: Caller) -> Arc<Self> {
-        Arc::new(Self { endpoint, caller, answered: AtomicBool::new(false) })
+        Arc::new(Self { endpoint, caller })
     }
 
     /// Answers one request. The deadline runs from the end of its head.
@@ -103,16 +92,14 @@ impl Connection {
                 .map_err(Refusal::Broker),
             Err(refused) => Err(Refusal::Request(refused)),
         };
-        let first = !self.answered.swap(true, Ordering::Relaxed);
-        let access = Access { begun, first, peer: self.caller.peer(), trail: &trail };
+        let asked = Asked { begun, caller: &self.caller, trail: &trail };
         Ok(match answer {
             Ok(served) => {
-                access.granted(&endpoint.metrics, &endpoint.lines, &served);
+                endpoint.audit.granted(&asked, &served);
                 reply::credentials(served.body.clone())
             }
             Err(refusal) => {
-                let request_id = format!("{:016x}", fastrand::u64(..));
-                access.refused(&endpoint.metrics, &endpoint.lines, &refusal, &request_id);
+                let request_id = endpoint.audit.refused(&asked, &refusal);
                 reply::refusal(&refusal, &request_id, &endpoint.instance)
             }
         })

@@ -190,13 +190,9 @@ fn an_sdk_in_a_pod_without_a_role_stops_at_404() {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(!output.status.success(), "{}", sdk.name);
             let refused = refusals(case, its_own(&pods)(sdk));
+            // botocore and JS v3 try again after any answer; the audit says it once.
             let no_role = refused.iter().filter(|code| *code == "NoRole").count();
-            // botocore and JS v3 try again after any answer; the others take 404 for what it is.
-            let tries = match &*sdk.name {
-                "boto3" | "aws-cli" | "js" => 2..=4,
-                _ => 1..=1,
-            };
-            assert!(tries.contains(&no_role), "{}: {refused:?} {said}", sdk.name);
+            assert_eq!(no_role, 1, "{}: {refused:?} {said}", sdk.name);
             assert!(
                 refused.iter().all(|code| code == "NoRole" || is_passing(code)),
                 "{}: {refused:?}",
@@ -209,7 +205,7 @@ fn an_sdk_in_a_pod_without_a_role_stops_at_404() {
     });
 }
 
-/// The codes of the pod's access lines, in order.
+/// The codes of the pod's audit lines, in order.
 fn refusals(case: &Case, pod: &RunningPod) -> Vec<String> {
     case.agent.lines_about(&pod.uid).iter().map(|line| line["code"].as_str().unwrap().to_owned()).collect()
 }

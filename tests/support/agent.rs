@@ -85,7 +85,7 @@ impl Agent {
         fs::read_to_string(&self.output).unwrap()
     }
 
-    /// Its access lines about the pod of that UID.
+    /// Its audit lines about the pod of that UID.
     pub fn lines_about(&self, uid: &str) -> Vec<serde_json::Value> {
         let uid = format!("\"pod.uid\":\"{uid}\"");
         self.output()
