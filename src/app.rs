@@ -26,8 +26,9 @@ use crate::identity::evidence::Source;
 use crate::identity::pods::Pods;
 use crate::metrics::Metrics;
 use crate::role::{Defaults, RolePlan};
+use crate::server;
 use crate::server::ecs::Endpoint;
-use crate::server::{self, Limits};
+use crate::server::limits::Limits;
 use crate::service_accounts::ServiceAccounts;
 use crate::shutdown::{self, Drain};
 use crate::sts::{self, Sts, StsClient};
@@ -95,7 +96,7 @@ impl App {
             listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let audit = Arc::clone(&self.audit);
         let endpoint = Endpoint::new(self.broker, audit, &addresses, &self.instance);
-        let limits = Limits::new();
+        let limits = Arc::new(Limits::default());
         for listener in listeners {
             let (source, endpoint) = (self.source.clone(), Arc::clone(&endpoint));
             tasks.spawn(server::serve(listener, source, endpoint, Arc::clone(&limits), drain.clone()));

@@ -6,7 +6,7 @@
 //!
 //! | module | from | to |
 //! |---|---|---|
-//! | [`server`] | a connection | a [`Caller`](identity::Caller), and a task of its own |
+//! | [`server`] | a connection, within its [`limits`](server::limits) | a [`Caller`](identity::Caller), and a task of its own |
 //! | [`server::ecs`] | HTTP | a question, and its answer as JSON |
 //! | [`broker`] | **the story**: one function, all steps | [`Broker::credentials`](broker::Broker::credentials) |
 //! | [`identity`] | a caller | an [`AttestedPod`](identity::AttestedPod), or a refusal |

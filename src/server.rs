@@ -1,25 +1,26 @@
 //! Accept loop: a connection becomes a Caller (evidence) and a task of its own.
 
 pub mod ecs;
+pub mod limits;
 pub mod reply;
 
-use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::mem::MaybeUninit;
+use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use self::ecs::Endpoint;
-use crate::identity;
-use crate::identity::evidence::{Origin, Source};
+use self::limits::Limits;
+use self::reply::RequestError;
+use crate::identity::evidence::Source;
 use crate::shutdown::Drain;
 
 /// Half a request may hang this long, and a kept connection may idle this long.
@@ -29,9 +30,8 @@ const STALL: Duration = Duration::from_secs(5);
 /// hyper reads no more than this ahead; its default lets one connection grow to 400 KiB.
 const BUFFER: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
-/// Open connections in all, and of one origin: a pod that opens thousands fills its own share only.
-const CONNECTIONS: usize = 4096;
-const CONNECTIONS_PER_ORIGIN: usize = 128;
+/// Of the request of a caller that is turned away.
+const MAX_DISCARDED: usize = 4 * 1024;
 const BACKLOG: i32 = 1024;
 
 /// Binds `address` exactly: before it exists (FREEBIND), where IPv6 is switched off, and never more than it.
@@ -59,48 +59,6 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Connections in all and by origin.
-pub struct Limits {
-    all: Arc<Semaphore>,
-    by_origin: Mutex<HashMap<Origin, usize>>,
-}
-
-impl Limits {
-    /// The limits of one agent, shared by its listeners.
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self { all: Arc::new(Semaphore::new(CONNECTIONS)), by_origin: Mutex::new(HashMap::new()) })
-    }
-
-    fn admit(self: &Arc<Self>, origin: Origin) -> Option<Admission> {
-        let permit = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        let mut by_origin = self.by_origin.lock().expect("nothing panics while it holds this lock");
-        let count = by_origin.entry(origin).or_default();
-        if *count >= CONNECTIONS_PER_ORIGIN {
-            return None;
-        }
-        *count += 1;
-        Some(Admission { limits: Arc::clone(self), origin, _permit: permit })
-    }
-}
-
-struct Admission {
-    limits: Arc<Limits>,
-    origin: Origin,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        let mut by_origin = self.limits.by_origin.lock().expect("nothing panics while it holds this lock");
-        if let Some(count) = by_origin.get_mut(&self.origin) {
-            *count -= 1;
-            if *count == 0 {
-                by_origin.remove(&self.origin);
-            }
-        }
-    }
-}
-
 /// Serves `listener` until `drain` begins; connections then finish the request they are at.
 pub async fn serve(
     listener: TcpListener,
@@ -125,26 +83,29 @@ pub async fn serve(
         };
         let Ok(local) = stream.local_addr() else { continue };
         let arrival = source.arrived(&stream, peer, local);
-        // Over the limit the connection is closed: a reset is all that a flood deserves, and costs least.
-        let Some(admission) = limits.admit(arrival.origin()) else { continue };
+        let Some(admission) = limits.admit(arrival.origin()) else {
+            let refusal = RequestError::Overloaded("too many open connections from one pod");
+            turn_away(&stream, &endpoint.turned_away(arrival.known(), refusal));
+            continue;
+        };
         let (endpoint, drain) = (Arc::clone(&endpoint), drain.clone());
         tokio::spawn(async move {
+            let arrived = Instant::now();
+            // Before it is asked who it is, which costs more than an answer.
+            if let Err(refusal) = admission.turn().await {
+                return turn_away(&stream, &endpoint.turned_away(arrival.known(), refusal));
+            }
+            let waited = arrived.elapsed();
             // Before a byte is parsed: who it is does not hang on what it says.
             let caller = arrival.caller().await;
-            connection(stream, caller, endpoint, admission, drain).await;
+            let answers = ecs::Connection::new(endpoint, caller, admission, waited);
+            connection(stream, answers, drain).await;
         });
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    caller: identity::Caller,
-    endpoint: Arc<Endpoint>,
-    admission: Admission,
-    drain: Drain,
-) {
+async fn connection(stream: TcpStream, answers: Arc<ecs::Connection>, drain: Drain) {
     let _ = stream.set_nodelay(true);
-    let answers = ecs::Connection::new(endpoint, caller);
     let service = service_fn(move |request| Arc::clone(&answers).answer(request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -162,30 +123,14 @@ async fn connection(
             let _ = timeout(drain.deadline(), connection).await;
         }
     }
-    drop(admission);
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_closes_connections_may_open_others_and_leaves_nothing_behind() {
-        let limits = Limits::new();
-        let (pod, other) = (Origin::Link(7), Origin::Link(8));
-        for _ in 0..3 {
-            let open: Vec<_> = (0..CONNECTIONS_PER_ORIGIN).map(|_| limits.admit(pod)).collect();
-            assert!(open.iter().all(Option::is_some));
-            assert!(limits.admit(pod).is_none() && limits.admit(other).is_some());
-        }
-        assert!(limits.by_origin.lock().unwrap().is_empty());
-        assert_eq!(limits.all.available_permits(), CONNECTIONS);
-    }
-
-    #[test]
-    fn all_origins_together_are_bounded() {
-        let limits = Limits::new();
-        let open: Vec<_> = (0..=CONNECTIONS as u32).map(|n| limits.admit(Origin::Link(n))).collect();
-        assert_eq!(open.iter().flatten().count(), CONNECTIONS);
-    }
+/// Sends `answer` to whatever is asked, without reading it, and waits for nothing.
+fn turn_away(stream: &TcpStream, answer: &[u8]) {
+    let socket = SockRef::from(stream);
+    // A new socket's buffer takes it all. What was asked is taken out of ours, or closing would be a reset, which some
+    // clients see before the answer.
+    let _ = socket.send(answer);
+    let _ = socket.recv(&mut [MaybeUninit::uninit(); MAX_DISCARDED]);
+    let _ = socket.shutdown(Shutdown::Write);
 }

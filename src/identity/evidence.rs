@@ -63,6 +63,11 @@ impl Arrival {
         self.caller.origin
     }
 
+    /// What is known so far, for the log; nobody is attested by it.
+    pub fn known(&self) -> &Caller {
+        &self.caller
+    }
+
     /// Takes the rest of the evidence.
     pub async fn caller(self) -> Caller {
         #[cfg(target_os = "linux")]

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::limits::Admission;
 use super::reply::{self, Refusal, RequestError};
 use crate::audit::{Asked, Audit};
 use crate::broker::{Broker, Trail};
@@ -50,16 +52,21 @@ impl Endpoint {
     }
 }
 
-/// One connection: who is calling.
+/// One connection: who is calling, and what that may take of the agent.
 pub struct Connection {
     endpoint: Arc<Endpoint>,
     caller: Caller,
+    admission: Admission,
+    /// How long the connection waited for its turn.
+    waited: Duration,
+    /// That turn was the first request's as well.
+    asked: AtomicBool,
 }
 
 impl Connection {
-    /// A connection from `caller`.
-    pub fn new(endpoint: Arc<Endpoint>, caller: Caller) -> Arc<Self> {
-        Arc::new(Self { endpoint, caller })
+    /// A connection from `caller` that had to wait for its turn so long.
+    pub fn new(endpoint: Arc<Endpoint>, caller: Caller, admission: Admission, waited: Duration) -> Arc<Self> {
+        Arc::new(Self { endpoint, caller, admission, waited, asked: AtomicBool::new(false) })
     }
 
     /// Answers one request. The deadline runs from the end of its head.
@@ -84,14 +91,15 @@ impl Connection {
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         let endpoint = &*self.endpoint;
         let mut trail = Trail::default();
-        let answer = match checked {
+        let answer = match self.turn().await.and(checked) {
             Ok(presented) => endpoint
                 .broker
-                .credentials(&self.caller, &presented, begun + HOLD, &mut trail)
+                .credentials(&self.caller, &presented, begun + self.hold(), &mut trail)
                 .await
                 .map_err(Refusal::Broker),
             Err(refused) => Err(Refusal::Request(refused)),
         };
+        self.asked.store(true, Ordering::Relaxed);
         let asked = Asked { begun, caller: &self.caller, trail: &trail };
         Ok(match answer {
             Ok(served) => {
@@ -103,6 +111,26 @@ impl Connection {
                 reply::refusal(&refusal, &request_id, &endpoint.instance)
             }
         })
+    }
+
+    /// The first request's was the connection's.
+    async fn turn(&self) -> Result<(), RequestError> {
+        if self.asked.load(Ordering::Relaxed) { self.admission.turn().await } else { Ok(()) }
+    }
+
+    /// The first request, whose head mostly came with the connection, has waited with it.
+    fn hold(&self) -> Duration {
+        if self.asked.load(Ordering::Relaxed) { HOLD } else { HOLD.saturating_sub(self.waited) }
+    }
+}
+
+impl Endpoint {
+    /// The answer, as bytes, to a connection that is not even read.
+    pub fn turned_away(&self, caller: &Caller, refusal: RequestError) -> Vec<u8> {
+        let refusal = Refusal::Request(refusal);
+        let asked = Asked { begun: Instant::now(), caller, trail: &Trail::default() };
+        let request_id = self.audit.refused(&asked, &refusal);
+        reply::unread(&refusal, &request_id, &self.instance)
     }
 }
 

@@ -37,6 +37,9 @@ pub enum RequestError {
     /// A browser, a proxy or a rebound name sent it, not an SDK.
     #[error("{0}: credentials are given only to a direct request for this address")]
     NotDirect(&'static str),
+    /// Its origin has more than its share of the agent under way.
+    #[error("{0}; ask again")]
+    Overloaded(&'static str),
 }
 
 impl RequestError {
@@ -47,6 +50,7 @@ impl RequestError {
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::HeadersTooLarge => "HeadersTooLarge",
             Self::NotDirect(_) => "RequestNotDirect",
+            Self::Overloaded(_) => "Overloaded",
         }
     }
 }
@@ -79,6 +83,8 @@ impl Refusal {
                 RequestError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
                 RequestError::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 RequestError::NotDirect(_) => StatusCode::FORBIDDEN,
+                // Never 429, which Rust, Java and PHP do not ask again after.
+                RequestError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
             },
             Self::Broker(err) => match err {
                 broker::Error::Identity(err) => match err {
@@ -192,13 +198,32 @@ pub fn credentials(body: Bytes) -> Response<Full<Bytes>> {
     response
 }
 
-/// The answer to a refusal; `request_id` is the same in the access line.
+/// The answer to a refusal; `request_id` is the same in the audit line.
 pub fn refusal(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Response<Full<Bytes>> {
+    answer(refusal, request_id, instance).map(Full::new)
+}
+
+/// The same as bytes, for a connection of which nothing is read and that is closed after it.
+pub fn unread(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Vec<u8> {
+    let answer = answer(refusal, request_id, instance);
+    let mut bytes = format!("HTTP/1.1 {}\r\nconnection: close\r\n", answer.status()).into_bytes();
+    for (name, value) in answer.headers() {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", answer.body().len()).as_bytes());
+    bytes.extend_from_slice(answer.body());
+    bytes
+}
+
+fn answer(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Response<Bytes> {
     let (code, message) = (refusal.code(), refusal.sentence());
     let body = serde_json::json!({
         "code": code, "message": message, "Code": code, "Message": message, "RequestId": request_id,
     });
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    let mut response = Response::new(Bytes::from(body.to_string()));
     *response.status_mut() = refusal.status();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, JSON);
