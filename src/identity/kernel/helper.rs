@@ -16,12 +16,12 @@ use super::super::pods::PodUid;
 use super::ladder::{Call, Ladder, Walk, Way};
 use super::witness::{Witness, Witnesses};
 
-/// Jobs of one link: so many at once, then one per interval. A kept connection needs none, nor does a new one of a
-/// routed pod whose process is known.
-const BURST: u32 = 50;
-const INTERVAL: Duration = Duration::from_millis(200);
-/// Waiting jobs of all links; each is some milliseconds.
-const QUEUE: usize = 64;
+/// Jobs of one link: so many at once, since a bridged pod may start 200 processes that each ask, then one per interval.
+/// A kept connection needs none, nor does a new one of a routed pod whose process is known.
+const BURST: u32 = 250;
+const INTERVAL: Duration = Duration::from_millis(50);
+/// Waiting jobs of all links; each is a millisecond or less, or shares a walk with the others.
+const QUEUE: usize = 512;
 /// Several times the pods of a node: links come and go.
 const MAX_LINKS: usize = 1024;
 
@@ -200,14 +200,14 @@ mod tests {
     async fn a_link_that_asks_too_often_waits_and_others_do_not() {
         let mut buckets = Buckets::default();
         let now = Instant::now();
-        assert_eq!((0..100).filter(|_| buckets.take(Origin::Link(1), now)).count(), BURST as usize);
+        assert_eq!((0..1000).filter(|_| buckets.take(Origin::Link(1), now)).count(), BURST as usize);
         assert!(buckets.take(Origin::Link(2), now));
         assert!(!buckets.take(Origin::Link(1), now + INTERVAL / 2));
         assert!(buckets.take(Origin::Link(1), now + INTERVAL));
         assert!(!buckets.take(Origin::Link(1), now + INTERVAL));
         let later = now + 1000 * INTERVAL;
         assert_eq!(
-            (0..100).filter(|_| buckets.take(Origin::Link(1), later)).count(),
+            (0..1000).filter(|_| buckets.take(Origin::Link(1), later)).count(),
             BURST as usize,
             "no more than a burst"
         );
