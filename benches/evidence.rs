@@ -78,6 +78,11 @@ impl<'a> Evidence<'a> {
         Ok(Known { pod, _process: process })
     }
 
+    /// The pods of [`Evidence::new_pod_ms`], once it has run.
+    pub fn new_pods(&self) -> Vec<&Namespace> {
+        self.new.iter().map(|known| &*known.pod).collect()
+    }
+
     /// Microseconds of CPU for a connection of a known pod, at the median.
     pub async fn warm_us(&self, from: &Known, connections: usize) -> Result<f64> {
         let counted = self.attest("warm", &from.pod, connections)?;

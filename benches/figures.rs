@@ -15,6 +15,7 @@ mod apiserver;
 mod evidence;
 #[path = "../tests/support/http.rs"]
 mod http;
+mod neighbour;
 #[path = "../tests/support/netns.rs"]
 mod netns;
 #[path = "../tests/support/process.rs"]
@@ -26,15 +27,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use futures_util::future::try_join_all;
 use tokio::time::sleep;
 
 use self::evidence::Evidence;
 use self::netns::{Namespace, Node};
-use self::world::{AGENT, PLANS, PODS, Process, World};
+use self::world::{AGENT, Counted, PLANS, PODS, Process, World};
 
 const ROUNDS: usize = 5;
 const ROUND_SECONDS: &str = "3";
-const CONNECTIONS: &str = "16";
 /// Cold misses; each round gives every plan another role, the last one the rest of them.
 const COLD: usize = 1000;
 const COLD_ROUNDS: usize = COLD.div_ceil(PLANS);
@@ -79,12 +80,14 @@ async fn figures(node: &Node) -> Result<()> {
 
     let (bare, bare_address) = world.bare().await?;
     let servers = [(&agent, AGENT), (&bare, bare_address)];
-    let (cpu, rps) = compare(&world, world.pods(), "keep", servers).await?;
+    let callers = Callers { from: vec![world.pods()], each: PODS, addresses: PODS };
+    let (cpu, rps) = compare(&world, &callers, "keep", servers).await?;
     report.at_most("cpu_keepalive", cpu, 1.15);
     report.at_least("rps_keepalive", rps, 0.90);
-    let (cpu, rps) = compare(&world, world.pods(), "fresh", servers).await?;
+    let (cpu, rps) = compare(&world, &callers, "fresh", servers).await?;
     report.at_most("cpu_newconn", cpu, 1.25);
     report.at_least("rps_newconn", rps, 0.85);
+    report.at_most("neighbour_p99_ratio", neighbour::p99_ratio(&world, bare_address).await?, 2.0);
 
     report.at_most("cold_own_us", cold(&world, &agent).await?, 1000.0);
 
@@ -106,8 +109,8 @@ async fn identified(
     let mut evidence = Evidence::start(world, node).await?;
     let agent = world.agent("kernel").await?;
     report.at_most("new_pod_beyond_ms", evidence.new_pod_ms().await?, NEW_POD_BEYOND_MS);
-    let routed = &evidence.routed.pod;
-    let (cpu, rps) = compare(world, routed, "fresh", [(&agent, AGENT), (bare, bare_address)]).await?;
+    let callers = Callers { from: evidence.new_pods(), each: 1, addresses: 0 };
+    let (cpu, rps) = compare(world, &callers, "fresh", [(&agent, AGENT), (bare, bare_address)]).await?;
     report.at_most("cpu_newconn_kernel", cpu, 2.5);
     report.shown("rps_newconn_kernel", rps);
     drop(agent);
@@ -118,10 +121,34 @@ async fn identified(
     Ok(())
 }
 
+/// Who asks: many pods, because one alone would meet its limit. To the agent a pod is an address, or a namespace.
+struct Callers<'a> {
+    from: Vec<&'a Namespace>,
+    /// How many in each namespace, and over how many addresses.
+    each: usize,
+    addresses: usize,
+}
+
+impl Callers<'_> {
+    async fn load(&self, world: &World<'_>, mode: &str, to: &str) -> Result<Counted> {
+        let (each, addresses) = (self.each.to_string(), self.addresses.to_string());
+        let args = [mode, to, ROUND_SECONDS, &each, &addresses];
+        let counted = try_join_all(self.from.iter().map(|from| world.load_from(from, &args))).await?;
+        let sum = |word| counted.iter().map(|counted| counted.of(word)).sum::<f64>();
+        Ok(Counted(format!(
+            "answers {} errors {} length {} seconds {}",
+            sum("answers"),
+            sum("errors"),
+            counted[0].of("length"),
+            sum("seconds") / counted.len() as f64
+        )))
+    }
+}
+
 /// The agent's CPU per answer and its answers per second, as ratios to the bare server's.
 async fn compare(
     world: &World<'_>,
-    from: &Namespace,
+    callers: &Callers<'_>,
     mode: &str,
     servers: [(&Process, &str); 2],
 ) -> Result<(f64, f64)> {
@@ -132,7 +159,7 @@ async fn compare(
         for turn in [round % 2, 1 - round % 2] {
             let (process, address) = servers[turn];
             let before = process.cpu()?;
-            let counted = world.load_from(from, &[mode, address, ROUND_SECONDS, CONNECTIONS]).await?;
+            let counted = callers.load(world, mode, address).await?;
             let spent = process.cpu()? - before;
             ensure!(counted.of("errors") == 0.0, "{mode}: {} failed requests", counted.of("errors"));
             let answers = counted.of("answers");

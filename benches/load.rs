@@ -1,13 +1,16 @@
 //! The callers of `figures`: fixed request bytes over plain sockets, as cheap as a client can be.
 //!
-//! - `load keep ADDRESS SECONDS CONNECTIONS`: requests one after the other on each of so many kept connections
-//! - `load fresh ADDRESS SECONDS CALLERS`: so many callers, each with a connection per request
+//! - `load keep ADDRESS SECONDS CONNECTIONS PODS`: requests one after the other on each of so many kept connections
+//! - `load fresh ADDRESS SECONDS CALLERS PODS`: so many callers, each with a connection per request
 //! - `load open ADDRESS CONNECTIONS PODS`: all open at once, each answered once, then closed
 //! - `load ask ADDRESS CALLERS PODS ATTEMPTS PAUSE-MS TEXT`: callers at once, each on a connection per attempt until a
 //!   200 whose body holds TEXT comes, as an SDK retries; anything else is a failed attempt
+//! - `load flood ADDRESS SECONDS CALLERS`: so many callers of one pod, who keep their connections while they are answered,
+//!   whatever the answer
+//! - `load neighbour ADDRESS SECONDS PAUSE-MS`: another pod's questions, one after the other; prints the 99th percentile
 //! - `load sample ADDRESS`: one answer's body
 //!
-//! PODS is how many source addresses, 10.0.1.1 and up, the callers are spread over.
+//! PODS is how many source addresses, 10.0.1.1 and up, the callers are spread over; 0 is the one that the kernel chooses.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
@@ -42,13 +45,15 @@ impl Args {
 async fn run(args: &Args) -> Result<()> {
     let (mode, to) = (args.at::<String>(0)?, args.at::<SocketAddr>(1)?);
     match mode.as_str() {
-        "keep" => rounds(to, args.at(2)?, args.at(3)?, true).await,
-        "fresh" => rounds(to, args.at(2)?, args.at(3)?, false).await,
+        "keep" => rounds(to, args.at(2)?, args.at(3)?, args.at(4)?, true).await,
+        "fresh" => rounds(to, args.at(2)?, args.at(3)?, args.at(4)?, false).await,
         "open" => open(to, args.at(2)?, args.at(3)?).await,
         "ask" => {
             let pause = Duration::from_millis(args.at(5)?);
             ask(to, args.at(2)?, args.at(3)?, args.at(4)?, pause, args.at(6)?).await
         }
+        "flood" => flood(to, args.at(2)?, args.at(3)?).await,
+        "neighbour" => neighbour(to, args.at(2)?, Duration::from_millis(args.at(3)?)).await,
         "sample" => {
             let answer = exchange(&mut connect(None, to).await?, &request(to, false)).await?;
             print!("{}", answer.split_once("\r\n\r\n").context("no body")?.1);
@@ -107,20 +112,25 @@ struct Round {
 }
 
 /// As many requests as get through.
-async fn rounds(to: SocketAddr, seconds: f64, callers: usize, keep: bool) -> Result<()> {
+async fn rounds(to: SocketAddr, seconds: f64, callers: usize, pods: usize, keep: bool) -> Result<()> {
     let begun = Instant::now();
     let until = begun + Duration::from_secs_f64(seconds);
     let request: Rc<str> = request(to, !keep).into();
     let mut tasks = JoinSet::new();
-    for _ in 0..callers {
+    for number in 0..callers {
         let request = Rc::clone(&request);
         tasks.spawn_local(async move {
             let mut round = Round::default();
             let mut answer = vec![0; 16 * 1024];
-            while Instant::now() < until {
+            // A connection each by every caller's own pods in turn: no pod asks more often than it may.
+            for number in (number..).step_by(callers) {
+                if Instant::now() >= until {
+                    break;
+                }
+                let from = number.checked_rem(pods).map(pod);
                 let ended = match keep {
-                    true => kept(to, &request, &mut answer, until, &mut round).await,
-                    false => fresh(to, &request, &mut answer).await.map(|length| {
+                    true => kept(from, to, &request, &mut answer, until, &mut round).await,
+                    false => fresh(from, to, &request, &mut answer).await.map(|length| {
                         round.answers += 1;
                         round.length = length;
                     }),
@@ -142,13 +152,14 @@ async fn rounds(to: SocketAddr, seconds: f64, callers: usize, keep: bool) -> Res
 
 /// The first answer is taken apart; the others are as long.
 async fn kept(
+    from: Option<IpAddr>,
     to: SocketAddr,
     request: &str,
     answer: &mut [u8],
     until: Instant,
     round: &mut Round,
 ) -> Result<()> {
-    let mut stream = connect(None, to).await?;
+    let mut stream = connect(from, to).await?;
     let length = exchange(&mut stream, request).await?.len();
     round.answers += 1;
     round.length = length;
@@ -161,8 +172,8 @@ async fn kept(
     Ok(())
 }
 
-async fn fresh(to: SocketAddr, request: &str, answer: &mut [u8]) -> Result<usize> {
-    let mut stream = connect(None, to).await?;
+async fn fresh(from: Option<IpAddr>, to: SocketAddr, request: &str, answer: &mut [u8]) -> Result<usize> {
+    let mut stream = connect(from, to).await?;
     stream.write_all(request.as_bytes()).await?;
     let mut length = 0;
     loop {
@@ -239,5 +250,51 @@ async fn ask(
     }
     let seconds = begun.elapsed().as_secs_f64();
     println!("answers {answers} errors {errors} attempts {most} seconds {seconds}");
+    Ok(())
+}
+
+async fn flood(to: SocketAddr, seconds: f64, callers: usize) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs_f64(seconds);
+    let request: Rc<str> = request(to, false).into();
+    let mut tasks = JoinSet::new();
+    for _ in 0..callers {
+        let request = Rc::clone(&request);
+        tasks.spawn_local(async move {
+            let (mut answers, mut errors) = (0, 0);
+            while Instant::now() < until {
+                let Ok(mut stream) = connect(Some(pod(0)), to).await else { continue };
+                // 503 ends the connection; who asks for nothing but trouble comes again at once.
+                while Instant::now() < until
+                    && let Ok(answer) = exchange(&mut stream, &request).await
+                {
+                    if answer.starts_with("HTTP/1.1 200") { answers += 1 } else { errors += 1 }
+                }
+            }
+            (answers, errors)
+        });
+    }
+    let (mut answers, mut errors) = (0, 0);
+    while let Some(task) = tasks.join_next().await {
+        let (good, bad) = task?;
+        (answers, errors) = (answers + good, errors + bad);
+    }
+    println!("answers {answers} errors {errors}");
+    Ok(())
+}
+
+async fn neighbour(to: SocketAddr, seconds: f64, pause: Duration) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs_f64(seconds);
+    let (request, mut took) = (request(to, true), Vec::new());
+    while Instant::now() < until {
+        sleep(pause).await;
+        let begun = Instant::now();
+        let asked = async { exchange(&mut connect(Some(pod(1)), to).await?, &request).await };
+        let answer = timeout(PATIENCE, asked).await??;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "the neighbour was refused: {answer}");
+        took.push(begun.elapsed());
+    }
+    took.sort_unstable();
+    let p99 = took[took.len() * 99 / 100];
+    println!("answers {} p99 {}", took.len(), p99.as_secs_f64() * 1e6);
     Ok(())
 }
