@@ -96,9 +96,10 @@ pod() { kubectl -n rolecall-example get pod "$1" -o "jsonpath={$2}"; }
 # One question and its answer, then until there are keys, and nothing in the way that an SDK has.
 ask='
 import json, os, time, urllib.error, urllib.request
-def ask():
+def ask(token=None):
+    headers = {"Authorization": token} if token else {}
     try:
-        with urllib.request.urlopen("http://169.254.170.23:9902/v1/credentials") as answer:
+        with urllib.request.urlopen(urllib.request.Request("http://169.254.170.23:9902/v1/credentials", headers=headers)) as answer:
             return json.load(answer)["RoleArn"]
     except urllib.error.HTTPError as refusal:
         document = json.load(refusal)
@@ -258,6 +259,29 @@ step "attack: a cgroup below the pod's own, with the victim's name: its own role
 start_pod on-the-host whoami '"hostNetwork": true' -- python3 -c "$ask
 ask_on(5)"
 expect "attack: a hostNetwork pod without a token is refused" 'then: 40[13] (CallerNotIdentified|AuthorizationRequired): ' printed on-the-host
+
+# The example as it stands, as above.
+sed -e "s|image: .*|image: $whoami|" -e "/^ *env:/a\            - {name: AWS_ENDPOINT_URL_STS, value: \"$sts\"}" daemonset/example/host-network/*.yaml |
+    kubectl apply -f - >/dev/null
+kubectl -n rolecall-example wait --for=condition=complete job/whoami-host --timeout=60s >/dev/null
+expect "a hostNetwork pod has the role for its token" "$identity" kubectl -n rolecall-example logs job/whoami-host
+
+# token POD ACCOUNT AUDIENCE: one that the API server signs, bound to that pod
+token() { kubectl -n rolecall-example create token "$2" --audience "$3" --bound-object-kind Pod --bound-object-name "$1"; }
+start_pod gone whoami '"hostNetwork": true' -- sleep 600
+gone=$(token gone whoami rolecall)
+kubectl -n rolecall-example delete pod gone --force --grace-period=0 >/dev/null 2>&1
+start_pod neighbour whoami '"hostNetwork": true' -- sleep 600
+wrong=$(token neighbour whoami vault) victims=$(token victim whoami rolecall)
+start_pod thief second '"hostNetwork": true' -- python3 -c "$ask
+print('forged:', ask('${wrong%.*}.AAAA'))
+print('gone:', ask('$gone'))
+print('wrong:', ask('$wrong'))
+print('victims:', ask('Bearer $victims'))"
+thief=$(printed thief)
+for refusal in 'forged: 403 CallerNotIdentified|forged: 401 AuthorizationInvalid' 'gone: 401 AuthorizationInvalid' 'wrong: 401 AuthorizationInvalid' 'victims: 403 SourceMismatch'; do
+    expect "attack: on the host network, a token: $refusal" "$refusal" echo "$thief"
+done
 
 kubectl -n rolecall-example delete pod victim --force --grace-period=0 >/dev/null 2>&1
 reuse deleted-by-force "$victim"
