@@ -95,9 +95,9 @@ pub async fn serve(
             if let Err(refusal) = admission.turn().await {
                 return turn_away(&stream, &endpoint.turned_away(arrival.known(), refusal));
             }
-            let waited = arrived.elapsed();
             // Before a byte is parsed: who it is does not hang on what it says.
             let caller = arrival.caller().await;
+            let waited = arrived.elapsed();
             let answers = ecs::Connection::new(endpoint, caller, admission, waited);
             connection(stream, answers, drain).await;
         });

@@ -29,9 +29,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use self::helper::{Buckets, Job};
 use self::ladder::{Cable, Call, Ladder, Way};
@@ -40,6 +41,9 @@ use self::process::Proc;
 use self::witness::{Witness, Witnesses};
 use super::evidence::{Doubt, Origin};
 use super::pods::{PodUid, unmapped};
+
+/// For the thread's answer, with the jobs of others before it. SDKs read for a second, and the path goes on from here.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why this node does not allow it.
 #[derive(Debug, thiserror::Error)]
@@ -186,7 +190,10 @@ impl Kernel {
         let (answer, answered) = oneshot::channel();
         let caller = helper::Caller { way, call, answer };
         self.helper.try_send(Job::Caller(caller)).map_err(|_| Doubt::Busy)?;
-        answered.await.map_err(|_| Doubt::Busy)?
+        match timeout(PATIENCE, answered).await {
+            Ok(Ok(found)) => found,
+            _ => Err(Doubt::Busy),
+        }
     }
 
     /// If the thread is too busy for it, the witness is not believed for long either.

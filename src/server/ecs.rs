@@ -57,14 +57,14 @@ pub struct Connection {
     endpoint: Arc<Endpoint>,
     caller: Caller,
     admission: Admission,
-    /// How long the connection waited for its turn.
+    /// How long the connection waited for its turn, and for its evidence.
     waited: Duration,
     /// That turn was the first request's as well.
     asked: AtomicBool,
 }
 
 impl Connection {
-    /// A connection from `caller` that had to wait for its turn so long.
+    /// A connection from `caller` that was accepted so long ago.
     pub fn new(endpoint: Arc<Endpoint>, caller: Caller, admission: Admission, waited: Duration) -> Arc<Self> {
         Arc::new(Self { endpoint, caller, admission, waited, asked: AtomicBool::new(false) })
     }

@@ -69,6 +69,10 @@ impl Helper {
                 again = true;
                 continue;
             };
+            // Whoever does not wait any more is not worth milliseconds of those who do.
+            if caller.answer.is_closed() {
+                continue;
+            }
             match self.by_witness(&caller) {
                 Ok(None) => waiting.push(caller),
                 Ok(Some(uid)) => drop(caller.answer.send(Ok(uid))),
@@ -90,7 +94,7 @@ impl Helper {
         for known in known {
             self.look_again(known, &walked, begun);
         }
-        for caller in waiting {
+        for caller in waiting.into_iter().filter(|caller| !caller.answer.is_closed()) {
             let found = self.by_walk(&caller, &walked, begun);
             let _ = caller.answer.send(found);
         }
