@@ -19,8 +19,14 @@ mod netns;
 #[path = "support/process.rs"]
 mod process;
 
+#[path = "attack/admin.rs"]
+mod admin;
 #[path = "attack/namespace.rs"]
 mod namespace;
+#[path = "attack/nodes.rs"]
+mod nodes;
+#[path = "attack/pid.rs"]
+mod pid;
 #[path = "attack/reuse.rs"]
 mod reuse;
 #[path = "attack/spoof.rs"]
