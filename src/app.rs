@@ -90,6 +90,12 @@ impl App {
         Self { pods, accounts, cache, metrics, instance, audit, source, broker }
     }
 
+    /// The path itself, without a listener before it.
+    #[cfg(feature = "testing")]
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
     /// Serves `listeners` until `drain` begins, and keeps the plans in step with the pods.
     pub fn serve(self, listeners: Vec<TcpListener>, drain: &Drain, tasks: &mut JoinSet<()>) -> Result<()> {
         let addresses: Vec<SocketAddr> =

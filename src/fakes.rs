@@ -1,7 +1,7 @@
 //! The two outside doors, in memory: they record, are slow and fail on demand. Feature `testing` only.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -9,21 +9,26 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::app::App;
+use crate::broker::{self, Trail};
+use crate::cache::Served;
 use crate::cluster::{self, Cluster, Reviewed, Verdict};
 use crate::credentials::Credentials;
-use crate::identity::authorization::{self, Authorization};
-use crate::identity::evidence::Source;
+use crate::identity::authorization::{self, Authorization, Presented};
+use crate::identity::evidence::{Caller, Source};
 use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
 use crate::metrics::Metrics;
 use crate::role::{Defaults, RolePlan};
 use crate::sts::{self, Sts};
 use crate::telemetry::Lines;
-use crate::time;
 use crate::token::BoundToken;
+use crate::{server, time, warm};
 
 /// A role for every test that needs one.
 pub const ROLE: &str = "arn:aws:iam::123456789012:role/demo";
@@ -181,7 +186,20 @@ pub struct FakeSts {
     failures: Mutex<VecDeque<sts::Error>>,
     failing: Mutex<Option<sts::Error>>,
     calls: AtomicU64,
-    shown: Mutex<Vec<String>>,
+    asked: Mutex<Vec<Asked>>,
+}
+
+/// One call of STS.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// What for.
+    pub plan: RolePlan,
+    /// The token that was shown.
+    pub token: String,
+    /// When.
+    pub at: Instant,
+    /// The same moment on the wall clock.
+    pub at_wall: Timestamp,
 }
 
 impl Default for FakeSts {
@@ -192,7 +210,7 @@ impl Default for FakeSts {
             failures: Mutex::default(),
             failing: Mutex::default(),
             calls: AtomicU64::new(0),
-            shown: Mutex::default(),
+            asked: Mutex::default(),
         }
     }
 }
@@ -225,7 +243,17 @@ impl FakeSts {
 
     /// The tokens that were shown, in order.
     pub fn shown(&self) -> Vec<String> {
-        locked(&self.shown).clone()
+        locked(&self.asked).iter().map(|asked| asked.token.clone()).collect()
+    }
+
+    /// The call that brought the keys with this id.
+    ///
+    /// # Panics
+    /// Where it is no id of ours.
+    pub fn asked_for(&self, access_key_id: &str) -> Asked {
+        let number = access_key_id.strip_prefix("ASIA").and_then(|id| id.split('.').next());
+        let number: usize = number.and_then(|number| number.parse().ok()).expect("an id that was given out");
+        locked(&self.asked)[number - 1].clone()
     }
 }
 
@@ -237,7 +265,13 @@ impl Sts for FakeSts {
     ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
         Box::pin(async move {
             let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-            locked(&self.shown).push(token.expose().to_owned());
+            let (at, at_wall) = (Instant::now(), time::now());
+            locked(&self.asked).push(Asked {
+                plan: plan.clone(),
+                token: token.expose().to_owned(),
+                at,
+                at_wall,
+            });
             let delay = *locked(&self.delay);
             tokio::time::sleep(delay).await;
             if let Some(error) = locked(&self.failures).pop_front().or_else(|| locked(&self.failing).clone())
@@ -279,6 +313,15 @@ pub fn pod(name: &str, address: &str) -> Pod {
         finished: false,
         terminating: false,
         asks: false,
+    }
+}
+
+/// A new connection from `address` that the kernel shows to be pod `uid`'s; without one, it shows nothing.
+pub fn caller(address: IpAddr, uid: Option<&PodUid>) -> Caller {
+    let caller = Caller::new(SocketAddr::new(address, 40000), SocketAddr::from(([169, 254, 170, 23], 9902)));
+    match uid {
+        Some(uid) => caller.with_evidence(Ok(uid.clone())),
+        None => caller,
     }
 }
 
@@ -350,6 +393,21 @@ impl World {
         let annotations: BTreeMap<String, String> =
             annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         self.app.accounts.apply(&account(name), &format!("uid-{name}"), &annotations);
+    }
+
+    /// One request on the connection of `caller`, held as long as the endpoint holds it.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn credentials(&self, caller: &Caller) -> Result<Arc<Served>, broker::Error> {
+        let deadline = Instant::now() + server::ecs::HOLD;
+        self.app.broker().credentials(caller, &Presented::Nothing, deadline, &mut Trail::default()).await
+    }
+
+    /// Keeps the plans in step with the pods, as an agent that serves does.
+    pub fn follow(&self) -> JoinHandle<()> {
+        let app = &self.app;
+        tokio::spawn(warm::follow(Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&app.cache)))
     }
 
     /// A pod with a role: [`World::add_pod`] and [`World::annotate`] at once.

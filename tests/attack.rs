@@ -25,6 +25,8 @@ mod admin;
 mod namespace;
 #[path = "attack/nodes.rs"]
 mod nodes;
+#[path = "attack/objects.rs"]
+mod objects;
 #[path = "attack/pid.rs"]
 mod pid;
 #[path = "attack/reuse.rs"]

@@ -213,8 +213,8 @@ impl Caller {
         &self.evidence
     }
 
-    #[cfg(any(test, target_os = "linux"))]
-    pub(super) fn with_evidence(self, evidence: Result<PodUid, Doubt>) -> Self {
+    #[cfg(any(test, feature = "testing", target_os = "linux"))]
+    pub(crate) fn with_evidence(self, evidence: Result<PodUid, Doubt>) -> Self {
         Self { evidence: Evidence::Kernel(evidence), ..self }
     }
 

@@ -28,7 +28,7 @@ use crate::role::RolePlan;
 /// The one path. Exact: a proxy in front that rewrites paths has no business here.
 pub const PATH: &str = "/v1/credentials";
 /// The shortest read timeout of an SDK is 1.0 s (Java, C++, PHP, JS v2); the answer must be there before.
-const HOLD: Duration = Duration::from_millis(900);
+pub(crate) const HOLD: Duration = Duration::from_millis(900);
 /// No SDK comes near; a 4 KB token leaves room.
 const MAX_HEADER_BYTES: usize = 8 * 1024;
 

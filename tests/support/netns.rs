@@ -131,7 +131,8 @@ pub fn skipped(test: &str, why: &str) {
     say(&format!("netns: SKIPPED {test}: {why}"));
 }
 
-fn say(line: &str) {
+/// Seen whether the test fails or not.
+pub fn say(line: &str) {
     use io::Write;
     let _ = writeln!(io::stderr(), "{line}");
 }
@@ -187,6 +188,13 @@ impl Namespace {
     pub fn ip(&self, args: &str) -> String {
         let args: Vec<&str> = ["-n", &self.name].into_iter().chain(args.split_whitespace()).collect();
         ip(&args)
+    }
+
+    /// Runs `ip LINE` for each of these, in one process.
+    pub fn ip_batch(&self, lines: impl IntoIterator<Item = String>) {
+        let script = format!("/run/{}.ip", self.name);
+        fs::write(&script, lines.into_iter().map(|line| line + "\n").collect::<String>()).expect("/run");
+        ip(&["-n", &self.name, "-batch", &script]);
     }
 
     /// Sets `net/KEY` under /proc/sys, as this namespace sees it.
