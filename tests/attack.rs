@@ -21,6 +21,10 @@ mod process;
 
 #[path = "attack/admin.rs"]
 mod admin;
+#[path = "attack/any_order.rs"]
+mod any_order;
+#[path = "attack/model.rs"]
+mod model;
 #[path = "attack/namespace.rs"]
 mod namespace;
 #[path = "attack/nodes.rs"]

@@ -1,0 +1,672 @@
+//! A cluster as data, an agent that watches it, and an oracle that knows what every answer may be.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rolecall::cache::Served;
+use rolecall::fakes::{self, World, denied};
+use rolecall::identity::Caller;
+use rolecall::identity::pods::{Pod, PodUid};
+use rolecall::role::{Defaults, RolePlan};
+use rolecall::{broker, cluster, sts};
+use tokio::task::JoinSet;
+
+/// What the agent goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Kernel,
+    Address,
+}
+
+const ACCOUNTS: u8 = 3;
+const ADDRESSES: u8 = 3;
+const ROLES: u8 = 3;
+/// Nothing that went wrong is remembered longer than this.
+const CALM: Duration = Duration::from_secs(70);
+
+/// Numbers stand for whatever is there under them, modulo how many there are: so any part of a list of events is one, too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    /// A pod, with an address or not yet.
+    Add {
+        account: u8,
+        address: Option<u8>,
+        host: bool,
+    },
+    /// The last pod under an address goes, one way or the other, and another is there at once.
+    Reuse {
+        account: u8,
+        address: u8,
+        fate: u8,
+    },
+    Move {
+        pod: u8,
+        address: Option<u8>,
+    },
+    Terminate {
+        pod: u8,
+    },
+    Finish {
+        pod: u8,
+    },
+    Delete {
+        pod: u8,
+    },
+    /// So much of what happened to pods is shown by their watch.
+    WatchPods {
+        events: u8,
+    },
+    /// That watch is begun anew.
+    Relist,
+    Annotate {
+        account: u8,
+        role: Option<u8>,
+        longer: bool,
+        policy: bool,
+        revoke: bool,
+    },
+    /// Deleted, and made again under its name.
+    Recreate {
+        account: u8,
+    },
+    WatchAccounts {
+        events: u8,
+    },
+    Sts {
+        trouble: u8,
+    },
+    Kube {
+        away: bool,
+    },
+    Slow {
+        kube: u8,
+        sts: u8,
+    },
+    Pass {
+        seconds: u16,
+    },
+    /// A pod asks: on a new connection or its last one, under its own address or another.
+    Ask {
+        pod: u8,
+        kept: bool,
+        under: Option<u8>,
+    },
+    /// Everything is shown, and all trouble is over for long enough: now nobody who has a role is refused.
+    Calm,
+}
+
+impl Event {
+    pub(crate) fn random(random: &mut fastrand::Rng) -> Self {
+        let pod = random.u8(..);
+        let account = random.u8(..ACCOUNTS);
+        let address = random.u8(..ADDRESSES);
+        match random.u8(..40) {
+            0..=3 => Self::Add {
+                account,
+                address: (random.u8(..4) > 0).then_some(address),
+                host: random.u8(..12) == 0,
+            },
+            4..=7 => Self::Reuse { account, address, fate: random.u8(..3) },
+            8 => Self::Move { pod, address: random.bool().then_some(address) },
+            9 => Self::Terminate { pod },
+            10 => Self::Finish { pod },
+            11 => Self::Delete { pod },
+            12..=16 => Self::WatchPods { events: random.u8(1..6) },
+            17 => Self::Relist,
+            18..=20 => Self::Annotate {
+                account,
+                role: (random.u8(..6) > 0).then(|| random.u8(..ROLES)),
+                longer: random.bool(),
+                policy: random.bool(),
+                revoke: random.u8(..4) == 0,
+            },
+            21 => Self::Recreate { account },
+            22..=24 => Self::WatchAccounts { events: random.u8(1..4) },
+            25 => Self::Sts { trouble: random.u8(..5), seconds: [0, 0, 4000][random.usize(..3)] },
+            26 => Self::Kube { away: random.bool() },
+            27 => Self::Slow { kube: random.u8(..8), sts: random.u8(..8) },
+            28..=30 => Self::Pass { seconds: [0, 1, 10, 100, 1000, 3000][random.usize(..6)] },
+            31..=38 => {
+                Self::Ask { pod, kept: random.bool(), under: (random.u8(..4) == 0).then_some(address) }
+            }
+            _ => Self::Calm,
+        }
+    }
+}
+
+/// Runs these events, and a calm at their end.
+pub(crate) fn run(mode: Mode, seed: u64, events: &[Event]) -> Result<(), String> {
+    in_time(seed, async {
+        let mut model = Model::new(mode);
+        for event in events.iter().chain([&Event::Calm]) {
+            model.apply(*event).await?;
+        }
+        model.join().await
+    })
+}
+
+/// On a paused clock, with the agent's own dice loaded.
+fn in_time<T>(seed: u64, work: impl Future<Output = T>) -> T {
+    fastrand::seed(seed);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().start_paused(true).build().unwrap().block_on(work)
+}
+
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// A ServiceAccount: its UID and its annotations.
+type Account = Option<(String, BTreeMap<String, String>)>;
+
+/// Everything that an answer may depend upon, at one moment.
+#[derive(Clone, Default)]
+struct State {
+    etcd: BTreeMap<PodUid, Pod>,
+    watched: BTreeMap<PodUid, Pod>,
+    accounts: HashMap<String, Account>,
+}
+
+enum Shown {
+    Applied(Pod),
+    Deleted(PodUid),
+}
+
+/// One question and its answer: from which state to which it was open.
+struct Asked {
+    uid: PodUid,
+    address: IpAddr,
+    /// The first on its connection.
+    first: bool,
+    from: usize,
+    to: usize,
+    answer: Result<Arc<Served>, broker::Error>,
+    at: tokio::time::Instant,
+}
+
+struct Model {
+    mode: Mode,
+    world: Arc<World>,
+    follower: tokio::task::JoinHandle<()>,
+    now: State,
+    /// By number; those before `base` nobody asks about any more.
+    states: Vec<State>,
+    base: usize,
+    /// The number of the newest, for whoever is answered.
+    number: Arc<AtomicUsize>,
+    pods: Vec<PodUid>,
+    accounts_of: HashMap<PodUid, String>,
+    kept: HashMap<PodUid, Arc<Caller>>,
+    pods_to_show: VecDeque<Shown>,
+    accounts_to_show: VecDeque<(String, Account)>,
+    /// As etcd has them.
+    accounts: HashMap<String, Account>,
+    generation: usize,
+    asked: JoinSet<Asked>,
+}
+
+impl Model {
+    fn new(mode: Mode) -> Self {
+        let world = Arc::new(World::new());
+        let follower = world.follow();
+        let mut model = Self {
+            mode,
+            world,
+            follower,
+            now: State::default(),
+            states: vec![],
+            base: 0,
+            number: Arc::default(),
+            pods: vec![],
+            accounts_of: HashMap::new(),
+            kept: HashMap::new(),
+            pods_to_show: VecDeque::new(),
+            accounts_to_show: VecDeque::new(),
+            accounts: HashMap::new(),
+            generation: 0,
+            asked: JoinSet::new(),
+        };
+        for account in 0..ACCOUNTS {
+            model.accounts.insert(account_name(account), None);
+            model.annotate(account, Some(account), false, false, false);
+        }
+        model.show_accounts(usize::MAX);
+        model.states.push(model.now.clone());
+        model
+    }
+
+    async fn apply(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Add { account, address, host } => drop(self.add(account, address.map(address_of), host)),
+            Event::Reuse { account, address, fate } => drop(self.reuse(account, address_of(address), fate)),
+            Event::Move { pod, address } => {
+                self.change(pod, |pod| pod.addresses = address.map(address_of).into_iter().collect());
+            }
+            Event::Terminate { pod } => self.change(pod, |pod| pod.terminating = true),
+            Event::Finish { pod } => self.change(pod, |pod| pod.finished = true),
+            Event::Delete { pod } => {
+                if let Some(uid) = self.pod(pod) {
+                    self.delete(&uid);
+                }
+            }
+            Event::WatchPods { events } => self.show_pods(events.into()),
+            Event::Relist => {
+                self.pods_to_show.clear();
+                self.now.watched = self.now.etcd.clone();
+                self.world.app.pods.reset(self.now.etcd.values().cloned().collect());
+            }
+            Event::Annotate { account, role, longer, policy, revoke } => {
+                self.annotate(account, role, longer, policy, revoke);
+            }
+            Event::Recreate { account } => {
+                let name = account_name(account);
+                let old = self.accounts[&name].clone();
+                self.accounts_to_show.push_back((name.clone(), None));
+                self.generation += 1;
+                let new =
+                    old.map(|(_, annotations)| (format!("uid-{name}-{}", self.generation), annotations));
+                self.set_account(name, new);
+            }
+            Event::WatchAccounts { events } => self.show_accounts(events.into()),
+            Event::Sts { trouble, seconds } => {
+                self.world.sts.fail(match trouble {
+                    0 => Some(sts::Error::Away("the test said so".into())),
+                    1 => Some(denied()),
+                    2 => Some(sts::Error::Throttled { code: "Throttling".into() }),
+                    _ => None,
+                });
+                tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+            }
+            Event::Kube { away } => {
+                self.world.cluster.fail(away.then(|| cluster::Error::Away("the test said so".into())));
+            }
+            Event::Slow { kube, sts } => {
+                self.world.cluster.slow(Duration::from_millis(u64::from(kube) * 200));
+                self.world.sts.slow(Duration::from_millis(u64::from(sts) * 200));
+            }
+            Event::Pass { seconds } => {
+                tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+            }
+            Event::Ask { pod, kept, under } => {
+                if let Some(uid) = self.pod(pod) {
+                    self.ask(&uid, kept, under.map(address_of));
+                }
+            }
+            Event::Calm => return self.calm().await,
+        }
+        self.number();
+        // No two events are of one moment, nor a list and what comes after it.
+        tokio::time::sleep(MOMENT).await;
+        self.check_answered()
+    }
+
+    fn pod(&self, number: u8) -> Option<PodUid> {
+        (!self.pods.is_empty()).then(|| self.pods[usize::from(number) % self.pods.len()].clone())
+    }
+
+    fn add(&mut self, account: u8, address: Option<IpAddr>, host: bool) -> PodUid {
+        let (name, number) = (account_name(account), self.pods.len());
+        let uid = PodUid::new(format!("uid-{number}"));
+        let pod = Pod {
+            uid: uid.clone(),
+            service_account: fakes::account(&name),
+            addresses: address.into_iter().collect(),
+            host_network: host,
+            asks: number % 2 == 0,
+            ..fakes::pod(&format!("p{number}"), "192.0.2.1")
+        };
+        self.pods.push(uid.clone());
+        self.accounts_of.insert(uid.clone(), name);
+        self.set_pod(pod);
+        uid
+    }
+
+    fn reuse(&mut self, account: u8, address: IpAddr, fate: u8) -> PodUid {
+        let holders: Vec<PodUid> =
+            self.now.etcd.values().filter(|pod| claims(pod, address)).map(|pod| pod.uid.clone()).collect();
+        for uid in holders {
+            match fate {
+                0 => self.change_uid(&uid, |pod| pod.terminating = true),
+                1 => self.change_uid(&uid, |pod| pod.finished = true),
+                _ => self.delete(&uid),
+            }
+        }
+        self.add(account, Some(address), false)
+    }
+
+    fn change(&mut self, pod: u8, change: impl FnOnce(&mut Pod)) {
+        if let Some(uid) = self.pod(pod) {
+            self.change_uid(&uid, change);
+        }
+    }
+
+    fn change_uid(&mut self, uid: &PodUid, change: impl FnOnce(&mut Pod)) {
+        if let Some(mut pod) = self.now.etcd.get(uid).cloned() {
+            change(&mut pod);
+            self.set_pod(pod);
+        }
+    }
+
+    fn set_pod(&mut self, pod: Pod) {
+        self.pods_to_show.push_back(Shown::Applied(pod.clone()));
+        self.now.etcd.insert(pod.uid.clone(), pod);
+        self.world.cluster.set_pods(self.now.etcd.values().cloned().collect());
+    }
+
+    fn delete(&mut self, uid: &PodUid) {
+        if self.now.etcd.remove(uid).is_some() {
+            self.pods_to_show.push_back(Shown::Deleted(uid.clone()));
+            self.world.cluster.set_pods(self.now.etcd.values().cloned().collect());
+            self.world.cluster.lose(uid);
+        }
+    }
+
+    fn show_pods(&mut self, count: usize) {
+        for _ in 0..count {
+            match self.pods_to_show.pop_front() {
+                Some(Shown::Applied(pod)) => {
+                    self.now.watched.insert(pod.uid.clone(), pod.clone());
+                    self.world.app.pods.apply(pod);
+                }
+                Some(Shown::Deleted(uid)) => {
+                    self.now.watched.remove(&uid);
+                    self.world.app.pods.delete(&uid);
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn annotate(&mut self, account: u8, role: Option<u8>, longer: bool, policy: bool, revoke: bool) {
+        let mut annotations = BTreeMap::new();
+        let mut add = |name: &str, value: String| annotations.insert(format!("rolecall.dev/{name}"), value);
+        if let Some(role) = role {
+            add("role-arn", format!("arn:aws:iam::123456789012:role/r{role}"));
+        }
+        if longer {
+            add("session-duration", "2h".into());
+        }
+        if policy {
+            add("policy-arns", "arn:aws:iam::aws:policy/ReadOnlyAccess".into());
+        }
+        if revoke {
+            add("not-before", rolecall::time::now().to_string());
+        }
+        let name = account_name(account);
+        let uid =
+            self.accounts[&name].as_ref().map_or_else(|| format!("uid-{name}-0"), |(uid, _)| uid.clone());
+        self.set_account(name, Some((uid, annotations)));
+    }
+
+    fn set_account(&mut self, name: String, account: Account) {
+        self.accounts_to_show.push_back((name.clone(), account.clone()));
+        self.accounts.insert(name, account);
+    }
+
+    fn show_accounts(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some((name, account)) = self.accounts_to_show.pop_front() else { return };
+            match &account {
+                Some((uid, annotations)) => {
+                    self.world.app.accounts.apply(&fakes::account(&name), uid, annotations);
+                }
+                None => self.world.app.accounts.absent(&fakes::account(&name)),
+            }
+            self.now.accounts.insert(name, account);
+        }
+    }
+
+    /// The state is another from here on.
+    fn number(&mut self) {
+        self.states.push(self.now.clone());
+        self.number.store(self.base + self.states.len() - 1, Ordering::Relaxed);
+    }
+
+    /// What the pod shows as its own; where that is nothing, an address that nobody else shows.
+    fn address(&self, uid: &PodUid) -> IpAddr {
+        let shown = self.now.etcd.get(uid).and_then(|pod| pod.addresses.first().copied());
+        shown.unwrap_or_else(|| IpAddr::from([10, 0, 9, 9]))
+    }
+
+    fn ask(&mut self, uid: &PodUid, kept: bool, under: Option<IpAddr>) {
+        let fresh = || {
+            let address = under.unwrap_or_else(|| self.address(uid));
+            Arc::new(fakes::caller(address, (self.mode == Mode::Kernel).then_some(uid)))
+        };
+        let kept = self.kept.get(uid).filter(|_| kept).cloned();
+        let (first, caller) = (kept.is_none(), kept.unwrap_or_else(fresh));
+        self.kept.insert(uid.clone(), Arc::clone(&caller));
+        let (world, number, uid) = (Arc::clone(&self.world), Arc::clone(&self.number), uid.clone());
+        let from = number.load(Ordering::Relaxed);
+        self.asked.spawn(async move {
+            let answer = world.credentials(&caller).await;
+            let (to, at) = (number.load(Ordering::Relaxed), tokio::time::Instant::now());
+            Asked { uid, address: caller.address(), first, from, to, answer, at }
+        });
+    }
+
+    fn check_answered(&mut self) -> Result<(), String> {
+        while let Some(asked) = self.asked.try_join_next() {
+            self.check(&asked.unwrap())?;
+        }
+        if self.asked.is_empty() {
+            self.base += self.states.len() - 1;
+            self.states.drain(..self.states.len() - 1);
+        }
+        Ok(())
+    }
+
+    async fn join(&mut self) -> Result<(), String> {
+        while let Some(asked) = self.asked.join_next().await {
+            self.check(&asked.unwrap())?;
+        }
+        self.check_answered()
+    }
+
+    /// THE PROPERTY.
+    fn check(&self, asked: &Asked) -> Result<(), String> {
+        let Ok(served) = &asked.answer else { return Ok(()) };
+        let states = &self.states[asked.from - self.base..=asked.to - self.base];
+        let fail = |why: String| Err(format!("{} under {}: {why}", asked.uid, asked.address));
+        let document: serde_json::Value = serde_json::from_slice(&served.body).unwrap();
+        let sts = self.world.sts.asked_for(&served.access_key_id);
+        let account = &*sts.plan.account.name;
+        if document["RoleArn"] != sts.plan.role.as_str() || document["AccessKeyId"] != *served.access_key_id {
+            return fail(format!("the answer says {document}, and STS was asked for {:?}", sts.plan));
+        }
+        // Whose keys these may be: pods that the API shows for this caller.
+        let mut pods = states.iter().flat_map(|state| self.shown(state, asked));
+        if !pods.any(|pod| &*pod.service_account.name == account) {
+            return fail(format!("keys of {account}, whose pod this is not"));
+        }
+        // For what that account asked at the time, and not revoked.
+        let same = |plan: &RolePlan| {
+            let fields = |plan: &RolePlan| {
+                let RolePlan { account, account_uid, role, audience, session_duration, policy_arns, .. } =
+                    plan.clone();
+                (account, account_uid, role, audience, session_duration, policy_arns)
+            };
+            fields(plan) == fields(&sts.plan) && !plan.revokes(sts.at_wall, rolecall::time::now())
+        };
+        let mut plans = states.iter().filter_map(|state| plan(state, account));
+        if !plans.any(|plan| same(&plan)) {
+            return fail(format!("{account} did not ask for {:?}", sts.plan));
+        }
+        // By a token of a pod of its own.
+        let bound = PodUid::new(sts.token.trim_start_matches("token of "));
+        if self.accounts_of.get(&bound).map(|name| &**name) != Some(account) {
+            return fail(format!("by a {} of {:?}", sts.token, self.accounts_of.get(&bound)));
+        }
+        if asked.at - sts.at > sts.plan.session_duration.min(Duration::from_secs(3600)) {
+            return fail(format!("keys of {:?} ago", asked.at - sts.at));
+        }
+        Ok(())
+    }
+
+    /// The pods that the API shows, in this state, to be who asked: by the watch or by a list.
+    fn shown<'a>(&self, state: &'a State, asked: &Asked) -> Vec<&'a Pod> {
+        let by = |pods: &'a BTreeMap<PodUid, Pod>| {
+            let claimed_by_another = |uid: &PodUid| {
+                pods.values().any(|pod| pod.uid != *uid && claims(pod, asked.address) && !pod.host_network)
+            };
+            let fits = |pod: &&Pod| {
+                !pod.finished
+                    && !pod.host_network
+                    && !claimed_by_another(&pod.uid)
+                    && match self.mode {
+                        Mode::Kernel => pod.uid == asked.uid,
+                        Mode::Address => {
+                            pod.addresses.contains(&asked.address) && (!asked.first || !pod.terminating)
+                        }
+                    }
+            };
+            pods.values().filter(fits).collect::<Vec<_>>()
+        };
+        let mut pods = by(&state.watched);
+        // An address is believed only where the watch shows it.
+        if self.mode == Mode::Kernel {
+            pods.extend(by(&state.etcd));
+        }
+        pods
+    }
+
+    async fn calm(&mut self) -> Result<(), String> {
+        self.world.sts.fail(None);
+        self.world.cluster.fail(None);
+        self.world.sts.slow(Duration::ZERO);
+        self.world.cluster.slow(Duration::ZERO);
+        self.show_pods(usize::MAX);
+        self.show_accounts(usize::MAX);
+        self.number();
+        tokio::time::sleep(CALM).await;
+        self.join().await?;
+        let live: Vec<Pod> = self.now.etcd.values().filter(|pod| !pod.finished).cloned().collect();
+        for pod in live {
+            let address = self.address(&pod.uid);
+            let only = self.now.etcd.values().all(|other| {
+                other.uid == pod.uid
+                    || !(claims(other, address) || other.host_network && other.addresses.contains(&address))
+            });
+            let known = match self.mode {
+                Mode::Kernel => only,
+                Mode::Address => only && claims(&pod, address),
+            };
+            let due = known && !pod.host_network && plan(&self.now, &pod.service_account.name).is_some();
+            self.ask(&pod.uid, false, None);
+            let asked = self.asked.join_next().await.unwrap().unwrap();
+            self.check(&asked)?;
+            if let (true, Err(refusal)) = (due, &asked.answer) {
+                return Err(format!("{} is refused in a calm: {refusal}", pod.uid));
+            }
+        }
+        self.check_answered()
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+fn account_name(account: u8) -> String {
+    ["x", "y", "z"][usize::from(account)].to_owned()
+}
+
+fn address_of(address: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, address])
+}
+
+/// By the rule itself, and not by the code that is tested: a finished pod keeps its address, and one that is going has given it up.
+fn claims(pod: &Pod, address: IpAddr) -> bool {
+    !pod.finished && !pod.terminating && pod.addresses.contains(&address)
+}
+
+/// What ServiceAccount `name` asks for, as its watch shows it.
+fn plan(state: &State, name: &str) -> Option<RolePlan> {
+    let (uid, annotations) = state.accounts.get(name)?.as_ref()?;
+    RolePlan::from_annotations(&fakes::account(name), uid, annotations, &Defaults::of_node("node-1")).ok()
+}
+
+/// One node's addresses given to one pod after the other, each of which asks at once, on a new connection and on kept ones.
+pub(crate) struct ReusedAddress {
+    pub(crate) rounds: usize,
+    pub(crate) seed: u64,
+}
+
+/// How it went.
+pub(crate) struct Reused {
+    asked: usize,
+    unwatched: usize,
+}
+
+impl fmt::Display for Reused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} questions, {} of them before the watch showed who asks: 0 wrong, 0 refused",
+            self.asked, self.unwatched
+        )
+    }
+}
+
+impl ReusedAddress {
+    pub(crate) fn run(&self) -> Reused {
+        in_time(self.seed, async {
+            let mut model = Model::new(Mode::Kernel);
+            let mut random = fastrand::Rng::with_seed(self.seed);
+            let mut reused = Reused { asked: 0, unwatched: 0 };
+            // One pod of each ServiceAccount stays: a token is asked for in its name.
+            for account in 0..ACCOUNTS {
+                model.add(account, None, false);
+            }
+            model.show_pods(usize::MAX);
+            let mut ends = VecDeque::new();
+            for _ in 0..self.rounds {
+                let (account, address) = (random.u8(..ACCOUNTS), address_of(random.u8(..ADDRESSES)));
+                let new = model.reuse(account, address, random.u8(..3));
+                model.number();
+                ends.push_back(new.clone());
+                if random.u8(..4) == 0 {
+                    model.show_pods(random.usize(..10));
+                    model.number();
+                }
+                let unwatched = !model.now.watched.contains_key(&new);
+                let others: Vec<PodUid> = model
+                    .now
+                    .etcd
+                    .values()
+                    .filter(|pod| claims(pod, address_of(0)))
+                    .map(|pod| pod.uid.clone())
+                    .collect();
+                model.ask(&new, false, None);
+                for other in others {
+                    model.ask(&other, true, None);
+                }
+                while let Some(asked) = model.asked.join_next().await {
+                    let asked = asked.unwrap();
+                    let checked = model.check(&asked).and_then(|()| match &asked.answer {
+                        Err(refusal) => Err(format!("{} was refused: {refusal}", asked.uid)),
+                        Ok(_) => Ok(()),
+                    });
+                    checked.unwrap_or_else(|why| panic!("ROLECALL_SEED={}: {why}", self.seed));
+                    reused.asked += 1;
+                    reused.unwatched += usize::from(unwatched && asked.uid == new);
+                }
+                model.check_answered().unwrap();
+                tokio::time::sleep(MOMENT).await;
+                // Objects of the dead go in the end.
+                if ends.len() > 20 {
+                    let old: PodUid = ends.pop_front().unwrap();
+                    if model.now.etcd.get(&old).is_some_and(|pod| !claims(pod, model.address(&old))) {
+                        model.delete(&old);
+                    }
+                }
+            }
+            reused
+        })
+    }
+}
