@@ -2,7 +2,7 @@
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -179,10 +179,16 @@ impl Endpoint {
     fn is_ours(&self, host: &HeaderValue) -> bool {
         let Ok(host) = host.to_str() else { return false };
         // With its port, or without: SDKs leave 80 out, and so does a redirect.
-        let address = host.parse().map(|address: SocketAddr| address.ip());
-        let address =
-            address.or_else(|_| host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>());
-        address.is_ok_and(|address| self.hosts.contains(&address))
+        let address = match host.parse::<SocketAddr>() {
+            // A zone names a link, which none of ours does.
+            Ok(_) if host.contains('%') => None,
+            Ok(at) => Some(at.ip()),
+            Err(_) => match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+                Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+                None => host.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+            },
+        };
+        address.is_some_and(|address| self.hosts.contains(&address))
     }
 }
 
