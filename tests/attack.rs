@@ -2,9 +2,18 @@
 //!
 //! | attack | tests |
 //! |---|---|
-//! | an address that was another pod's a moment ago | [`reuse`] |
-//! | another pod's address on a shared bridge, or behind a cable of one's own; NET_ADMIN in the pod | [`spoof`] |
-//! | names of cgroups, numbers of processes, shared namespaces; the node's own processes, and other nodes | [`namespace`] |
+//! | an address reused at once with the watch held back; thousands of times in random order, under load | [`reuse`] |
+//! | a spoofed source on a bridge, its victim alive, silent, gone, or announced away; behind a cable of its own | [`spoof`] |
+//! | NET_ADMIN in the pod: links that move, bridges in the pod | [`admin`]; addresses and link-layer addresses in [`spoof`] |
+//! | nested cgroup names, a namespace of two pods' processes, or of nobody's | [`namespace`] |
+//! | a number of a process that changes hands between two steps | [`pid`] |
+//! | processes of the host, a neighbour node with a hand-made route, and its pods | [`nodes`] |
+//! | a pod deleted while its connection stays open, two pods on one address, the watch stalled for ten minutes | [`objects`] |
+//! | hostNetwork pods with no token, a foreign, an expired, a deleted pod's, one for another audience | [`host_network`] |
+//! | header smuggling, absolute targets, Host games, rebound names | [`requests`] |
+//! | any order of events, and an address reused ten thousand times in memory | [`any_order`], by the oracle in [`model`] |
+//!
+//! What strangers write, as it never should be, is in `fuzz.rs`.
 
 #![cfg(target_os = "linux")]
 // Clippy allows it in test functions, but not in what they are made of.
@@ -14,6 +23,8 @@
 mod http;
 #[path = "support/ladder.rs"]
 mod ladder;
+#[path = "support/loopback.rs"]
+mod loopback;
 #[path = "support/netns.rs"]
 mod netns;
 #[path = "support/process.rs"]
@@ -23,6 +34,8 @@ mod process;
 mod admin;
 #[path = "attack/any_order.rs"]
 mod any_order;
+#[path = "attack/host_network.rs"]
+mod host_network;
 #[path = "attack/model.rs"]
 mod model;
 #[path = "attack/namespace.rs"]
@@ -33,6 +46,8 @@ mod nodes;
 mod objects;
 #[path = "attack/pid.rs"]
 mod pid;
+#[path = "attack/requests.rs"]
+mod requests;
 #[path = "attack/reuse.rs"]
 mod reuse;
 #[path = "attack/spoof.rs"]

@@ -130,41 +130,6 @@ async fn only_the_exact_path_is_served() {
 }
 
 #[tokio::test]
-async fn only_a_direct_request_for_this_address_is_answered() {
-    let agent = agent();
-    let own = format!("Host: {}", agent.address);
-    for headers in [
-        "Host: credentials.example.com".to_owned(),
-        "Host: 10.0.0.1".to_owned(),
-        "Host: ".to_owned(),
-        "X-No: host".to_owned(),
-        format!("{own}\r\nHost: evil.example.com"),
-        format!("{own}\r\nAuthorization: one\r\nAuthorization: two"),
-        format!("{own}\r\nX-Forwarded-For: 10.0.0.1"),
-        format!("{own}\r\nForwarded: for=10.0.0.1"),
-        format!("{own}\r\nOrigin: http://evil.example.com"),
-        format!("{own}\r\nReferer: http://evil.example.com"),
-        format!("{own}\r\nSec-Fetch-Mode: cors"),
-    ] {
-        let answer =
-            get(WEB, agent.address, &format!("GET /v1/credentials HTTP/1.1\r\n{headers}\r\n\r\n")).await;
-        assert_eq!((answer.status, answer.code().as_str()), (403, "RequestNotDirect"), "{headers}");
-    }
-    let absolute = format!("GET http://{0}/v1/credentials HTTP/1.1\r\n{own}\r\n\r\n", agent.address);
-    assert_eq!(get(WEB, agent.address, &absolute).await.code(), "RequestNotDirect");
-    // What an SDK may leave out or add is no offence.
-    for head in [
-        format!("GET /v1/credentials HTTP/1.1\r\nHost: {}\r\n\r\n", agent.address.ip()),
-        format!(
-            "GET /v1/credentials HTTP/1.1\r\n{own}\r\nAccept: text/html, image/gif\r\nUser-Agent: x\r\n\r\n"
-        ),
-        "GET /v1/credentials HTTP/1.0\r\n\r\n".to_owned(),
-    ] {
-        assert_eq!(get(WEB, agent.address, &head).await.status, 200, "{head}");
-    }
-}
-
-#[tokio::test]
 async fn kept_connections_and_pipelined_requests_are_answered_in_order() {
     let agent = agent();
     let mut stream = connect(WEB, agent.address).await;
@@ -465,52 +430,6 @@ async fn idle_connections_do_not_hold_up_a_drain() {
     assert!(agent.trigger.finish().await);
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
     assert!(read(&mut kept).await.is_none(), "closed, with nothing said");
-}
-
-#[tokio::test]
-async fn the_body_of_a_request_is_never_taken_for_a_request() {
-    let agent = agent();
-    let hidden = format!("GET /hidden HTTP/1.1\r\nHost: {}\r\n\r\n", agent.address);
-    let head = format!("GET /v1/credentials HTTP/1.1\r\nHost: {}\r\n", agent.address);
-    for text in [
-        format!("{head}Content-Length: {}\r\n\r\n{hidden}", hidden.len()),
-        format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len()),
-        format!("{head}Content-Length: 1000000\r\nExpect: 100-continue\r\n\r\n{hidden}"),
-    ] {
-        let mut stream = connect(WEB, agent.address).await;
-        assert_eq!(ask(&mut stream, &text).await.unwrap().status, 200, "{text}");
-        // Read over, or the connection is closed; both are right.
-        let next = ask(&mut stream, &request(agent.address)).await;
-        assert!(next.as_ref().is_none_or(|answer| answer.status == 200), "{text}: {next:?}");
-    }
-    assert!(agent.metrics.render(Default::default()).lines().all(|line| !line.contains("NotFound")));
-}
-
-#[tokio::test]
-async fn requests_that_ask_for_something_else_than_http_get_no_credentials() {
-    let agent = agent();
-    let host = format!("Host: {}", agent.address);
-    for text in [
-        format!("CONNECT 10.0.0.1:80 HTTP/1.1\r\n{host}\r\n\r\n"),
-        format!("OPTIONS * HTTP/1.1\r\n{host}\r\n\r\n"),
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
-        format!("GET /v1/credentials HTTP/1.1\r\n{host}\r\nX-Folded: a\r\n b\r\n\r\n"),
-        format!("GET /v1/credentials HTTP/1.1\r\nHost: {}.\r\n\r\n", agent.address.ip()),
-        format!("GET /v1/credentials HTTP/1.1\r\nHost: {}:99999\r\n\r\n", agent.address.ip()),
-        format!("GET /v1/credentials HTTP/1.1\r\nHost: user@{}\r\n\r\n", agent.address),
-        format!("GET /v1/credentials HTTP/1.1\r\nHost: [::ffff:{}]\r\n\r\n", agent.address.ip()),
-    ] {
-        let mut stream = connect(WEB, agent.address).await;
-        let answer = ask(&mut stream, &text).await;
-        assert!(answer.as_ref().is_none_or(|answer| answer.status >= 400), "{text}: {answer:?}");
-    }
-    let upgrade = request(agent.address).replace(
-        "Accept:",
-        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nAccept:",
-    );
-    assert_eq!(get(WEB, agent.address, &upgrade).await.status, 200, "an offer that is not taken");
-    let lower = request(agent.address).replace("Host", "hOST");
-    assert_eq!(get(WEB, agent.address, &lower).await.status, 200);
 }
 
 #[tokio::test]

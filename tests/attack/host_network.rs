@@ -1,15 +1,14 @@
 //! Callers on the host network, whom only a token can name.
 #![allow(clippy::unwrap_used)]
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rolecall::fakes::{reviewed, token_of};
 use rolecall::identity::pods::{Pod, PodUid};
 
-use crate::http::{self, Answer};
+use crate::http::Answer;
 use crate::ladder::*;
-use crate::netns::{NODE_IP, NODE_IP_V6, Namespace, Node};
+use crate::netns::{NODE_IP, NODE_IP_V6, Node};
 use crate::process::Process;
 
 /// The agent's own audience, by default.
@@ -21,16 +20,9 @@ fn on_the_host() -> Pod {
     Pod { host_network: true, ..shown("a", &[NODE_IP, NODE_IP_V6]) }
 }
 
-/// The node asks with this in Authorization.
-fn ask_with(namespace: &Namespace, from: &str, to: &str, authorization: &str) -> Answer {
-    let to: SocketAddr = to.parse().unwrap();
-    let request = http::request(to).replace("Accept:", &format!("Authorization: {authorization}\r\nAccept:"));
-    namespace.run(async || http::get(from, to, &request).await)
-}
-
-/// The same over both families.
+/// The node asks with this in Authorization, over both families.
 fn both(node: &Node, authorization: &str) -> [Answer; 2] {
-    [("169.254.170.23", V4), ("fd00:ec2::23", V6)].map(|(from, to)| ask_with(node, from, to, authorization))
+    [("169.254.170.23", V4), ("fd00:ec2::23", V6)].map(|(from, to)| ask_with(authorization, node, from, to))
 }
 
 #[test]
@@ -92,7 +84,7 @@ fn a_host_network_pod_with_another_pods_token_is_refused() {
             assert!(answer.status == 401 || answer.status == 403, "{answer:?}");
         }
         // Nor is a token of the host's in a pod: the kernel shows who asks.
-        refused(&ask_with(&pod, "10.0.1.8", V4, &own), 403, "CallerNotIdentified");
+        refused(&ask_with(&own, &pod, "10.0.1.8", V4), 403, "SourceMismatch");
         // Of a pod of another node, and of no pod at all.
         let elsewhere = Pod { uid: PodUid::new(uid("elsewhere")), ..on_the_host() };
         let of_nobody = token_of(&on_the_host(), AUDIENCE, HOUR);

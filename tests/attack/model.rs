@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use rolecall::cache::Served;
 use rolecall::fakes::{self, World, denied};
 use rolecall::identity::Caller;
+use rolecall::identity::evidence::Source;
+use rolecall::identity::kernel::Kernel;
 use rolecall::identity::pods::{Pod, PodUid};
 use rolecall::role::{Defaults, RolePlan};
 use rolecall::{broker, cluster, sts};
@@ -21,6 +23,17 @@ use tokio::task::JoinSet;
 pub(crate) enum Mode {
     Kernel,
     Address,
+}
+
+impl Mode {
+    /// The kernel itself is not asked: evidence is given with each connection.
+    fn source(self) -> Source {
+        static KERNEL: LazyLock<Arc<Kernel>> = LazyLock::new(|| Arc::new(Kernel::start("/proc").unwrap()));
+        match self {
+            Self::Kernel => Source::Kernel(Arc::clone(&KERNEL)),
+            Self::Address => Source::Address,
+        }
+    }
 }
 
 const ACCOUNTS: u8 = 3;
@@ -77,8 +90,10 @@ pub(crate) enum Event {
     WatchAccounts {
         events: u8,
     },
+    /// Trouble, or none, and for how long before anything else happens.
     Sts {
         trouble: u8,
+        seconds: u16,
     },
     Kube {
         away: bool,
@@ -167,6 +182,8 @@ type Account = Option<(String, BTreeMap<String, String>)>;
 struct State {
     etcd: BTreeMap<PodUid, Pod>,
     watched: BTreeMap<PodUid, Pod>,
+    /// What a list may have shown of pods that the watch has not: each as it was at some time.
+    unwatched: BTreeMap<PodUid, Vec<Pod>>,
     accounts: HashMap<String, Account>,
 }
 
@@ -210,7 +227,7 @@ struct Model {
 
 impl Model {
     fn new(mode: Mode) -> Self {
-        let world = Arc::new(World::new());
+        let world = Arc::new(World::with_evidence(mode.source(), std::io::sink()));
         let follower = world.follow();
         let mut model = Self {
             mode,
@@ -256,6 +273,7 @@ impl Model {
             Event::Relist => {
                 self.pods_to_show.clear();
                 self.now.watched = self.now.etcd.clone();
+                self.now.unwatched.clear();
                 self.world.app.pods.reset(self.now.etcd.values().cloned().collect());
             }
             Event::Annotate { account, role, longer, policy, revoke } => {
@@ -352,6 +370,9 @@ impl Model {
 
     fn set_pod(&mut self, pod: Pod) {
         self.pods_to_show.push_back(Shown::Applied(pod.clone()));
+        if !self.now.watched.contains_key(&pod.uid) {
+            self.now.unwatched.entry(pod.uid.clone()).or_default().push(pod.clone());
+        }
         self.now.etcd.insert(pod.uid.clone(), pod);
         self.world.cluster.set_pods(self.now.etcd.values().cloned().collect());
     }
@@ -368,10 +389,12 @@ impl Model {
         for _ in 0..count {
             match self.pods_to_show.pop_front() {
                 Some(Shown::Applied(pod)) => {
+                    self.now.unwatched.remove(&pod.uid);
                     self.now.watched.insert(pod.uid.clone(), pod.clone());
                     self.world.app.pods.apply(pod);
                 }
                 Some(Shown::Deleted(uid)) => {
+                    self.now.unwatched.remove(&uid);
                     self.now.watched.remove(&uid);
                     self.world.app.pods.delete(&uid);
                 }
@@ -506,31 +529,33 @@ impl Model {
         Ok(())
     }
 
-    /// The pods that the API shows, in this state, to be who asked: by the watch or by a list.
+    /// The pods that the API shows, in this state, to be who asked.
     fn shown<'a>(&self, state: &'a State, asked: &Asked) -> Vec<&'a Pod> {
-        let by = |pods: &'a BTreeMap<PodUid, Pod>| {
-            let claimed_by_another = |uid: &PodUid| {
-                pods.values().any(|pod| pod.uid != *uid && claims(pod, asked.address) && !pod.host_network)
-            };
-            let fits = |pod: &&Pod| {
-                !pod.finished
-                    && !pod.host_network
-                    && !claimed_by_another(&pod.uid)
-                    && match self.mode {
-                        Mode::Kernel => pod.uid == asked.uid,
-                        Mode::Address => {
-                            pod.addresses.contains(&asked.address) && (!asked.first || !pod.terminating)
-                        }
-                    }
-            };
-            pods.values().filter(fits).collect::<Vec<_>>()
-        };
-        let mut pods = by(&state.watched);
-        // An address is believed only where the watch shows it.
-        if self.mode == Mode::Kernel {
-            pods.extend(by(&state.etcd));
+        // By the watch, or by a list that went before it; and by a list of now. Who is not in etcd any more claims nothing.
+        let watched = state.watched.values().chain(state.unwatched.values().flatten()).collect::<Vec<_>>();
+        /// By another than `pod`.
+        fn claimed<'p>(mut pods: impl Iterator<Item = &'p Pod>, address: IpAddr, pod: &Pod) -> bool {
+            pods.any(|other| other.uid != pod.uid && !other.host_network && claims(other, address))
         }
-        pods
+        let fits = |pod: &Pod| {
+            let its = match self.mode {
+                Mode::Kernel => pod.uid == asked.uid,
+                Mode::Address => pod.addresses.contains(&asked.address) && (!asked.first || !pod.terminating),
+            };
+            its && !pod.finished && !pod.host_network
+        };
+        let still = |pod: &&Pod| self.mode == Mode::Address || state.etcd.contains_key(&pod.uid);
+        let mut shown: Vec<&Pod> = watched
+            .into_iter()
+            .filter(|pod| fits(pod) && !claimed(state.watched.values().filter(still), asked.address, pod))
+            .collect();
+        // An address is believed only where the watch shows it.
+        shown.retain(|pod| self.mode == Mode::Kernel || state.watched.contains_key(&pod.uid));
+        if self.mode == Mode::Kernel {
+            let etcd = state.etcd.values();
+            shown.extend(etcd.filter(|pod| fits(pod) && !claimed(state.etcd.values(), asked.address, pod)));
+        }
+        shown
     }
 
     async fn calm(&mut self) -> Result<(), String> {
@@ -619,11 +644,6 @@ impl ReusedAddress {
             let mut model = Model::new(Mode::Kernel);
             let mut random = fastrand::Rng::with_seed(self.seed);
             let mut reused = Reused { asked: 0, unwatched: 0 };
-            // One pod of each ServiceAccount stays: a token is asked for in its name.
-            for account in 0..ACCOUNTS {
-                model.add(account, None, false);
-            }
-            model.show_pods(usize::MAX);
             let mut ends = VecDeque::new();
             for _ in 0..self.rounds {
                 let (account, address) = (random.u8(..ACCOUNTS), address_of(random.u8(..ADDRESSES)));
@@ -631,7 +651,7 @@ impl ReusedAddress {
                 model.number();
                 ends.push_back(new.clone());
                 if random.u8(..4) == 0 {
-                    model.show_pods(random.usize(..10));
+                    model.show_pods(random.usize(..50));
                     model.number();
                 }
                 let unwatched = !model.now.watched.contains_key(&new);

@@ -199,7 +199,6 @@ async fn a_target_that_is_meant_for_a_proxy_is_refused() {
     let not_even = [
         to(&format!("http:{PATH}")),
         to(&format!("http://{PATH}")),
-        to(&format!("{PATH}#fragment")),
         to(&format!("{PATH}\0")),
         to(&format!("\t{PATH}")),
         to(PATH.trim_start_matches('/')),
