@@ -1,6 +1,6 @@
 # `make` lists the targets. Nothing here needs more than Rust; each tier of the tests installs what it needs (as root, on Debian) and says so.
 .DEFAULT_GOAL := help
-.PHONY: help run test unit api netns sdk e2e check deny bench image
+.PHONY: help run test unit api netns attack sdk e2e check deny bench image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -9,7 +9,7 @@ run: ## the main job here: no cluster, no root, no AWS account
 	cargo run --release -- dev
 
 test: ## all tiers, then a table of what ran
-	tests/run unit api netns sdk e2e
+	tests/run unit api netns attack sdk e2e
 
 unit: ## logic on a paused clock, the endpoint and the emulator on loopback
 	tests/run unit
@@ -19,6 +19,9 @@ api: ## real kube-apiservers and etcd, 1.36 and 1.34, with the rights that daemo
 
 netns: ## pods and nodes as network namespaces, real SDKs in them
 	tests/run netns
+
+attack: ## what attackers try, each a named test; any order of events; bounded fuzzing
+	tests/run attack
 
 sdk: ## every SDK through `rolecall dev`; moto as the STS
 	tests/run sdk

@@ -56,6 +56,9 @@ pub mod emulator;
 pub mod exchange;
 #[cfg(feature = "testing")]
 pub mod fakes;
+#[cfg(test)]
+#[path = "../tests/support/fuzz.rs"]
+mod fuzz;
 pub mod harden;
 pub mod identity;
 pub mod metrics;

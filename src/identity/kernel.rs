@@ -17,6 +17,8 @@
 //! each connection.
 
 mod cgroup;
+#[cfg(test)]
+mod fuzz;
 mod helper;
 mod ladder;
 mod link;

@@ -124,3 +124,32 @@ async fn no_error_holds_the_token() {
         assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
     }
 }
+
+/// Whatever stands in an answer, a token is not believed for longer than it was asked for, nor made of anything but the answer.
+#[test]
+fn a_token_answer_is_taken_as_it_is_or_not_at_all() {
+    let corpus = [minted("2026-11-22T06:00:00Z", 3600).to_string(), minted("nonsense", 600).to_string()];
+    let words = [
+        "null",
+        "\"\"",
+        "-1",
+        "99999999999999999999",
+        "1e9",
+        "9999-12-31T23:59:60Z",
+        "{",
+        "}",
+        ",",
+        "\"token\":",
+    ];
+    let sent: Timestamp = "2026-11-22T05:30:00Z".parse().unwrap();
+    crate::fuzz::fuzz(20_000, &corpus, &words, |input| {
+        let Ok(answer) = serde_json::from_slice::<TokenAnswer>(input) else { return };
+        let asked = Duration::from_secs(3600);
+        for sent in [None, Some(sent), Some(Timestamp::MIN), Some(Timestamp::MAX)] {
+            assert!(answer.life(asked, sent) <= asked);
+        }
+        // What is skipped may be a number that no float holds.
+        let Ok(value) = serde_json::from_slice::<Value>(input) else { return };
+        assert_eq!(value["status"]["token"], answer.status.token);
+    });
+}

@@ -180,15 +180,15 @@ impl Netlink {
 }
 
 /// The header of an answer.
-struct Answer {
+pub(super) struct Answer {
     kind: u16,
     sequence: u32,
     /// Where the message ends.
-    end: usize,
+    pub(super) end: usize,
 }
 
 impl Answer {
-    fn read(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let end = u32::from_ne_bytes(word(bytes.get(..4)?)?) as usize;
         let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
         let sequence = u32::from_ne_bytes(word(bytes.get(8..12)?)?);
@@ -197,7 +197,7 @@ impl Answer {
 }
 
 /// Type and value of each attribute; ends at the first that does not fit.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);

@@ -30,7 +30,7 @@ pub(super) fn ingress(socket: impl AsFd, local: SocketAddr) -> io::Result<u32> {
 }
 
 /// The link index in the first `IP_PKTINFO` or `IPV6_PKTINFO` of these control messages.
-fn packet_info(mut messages: &[u8]) -> Option<u32> {
+pub(super) fn packet_info(mut messages: &[u8]) -> Option<u32> {
     loop {
         let (length, rest) = messages.split_first_chunk::<{ size_of::<usize>() }>()?;
         let (level, rest) = rest.split_first_chunk::<4>()?;
