@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -17,6 +16,14 @@ use rolecall::identity::pods::{Pod, PodUid};
 use rolecall::role::{Defaults, RolePlan};
 use rolecall::{broker, cluster, sts};
 use tokio::task::JoinSet;
+
+#[path = "model/event.rs"]
+mod event;
+#[path = "model/reused.rs"]
+mod reused;
+
+pub(crate) use self::event::Event;
+pub(crate) use self::reused::ReusedAddress;
 
 /// What the agent goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,118 +48,6 @@ const ADDRESSES: u8 = 3;
 const ROLES: u8 = 3;
 /// Nothing that went wrong is remembered longer than this.
 const CALM: Duration = Duration::from_secs(70);
-
-/// Numbers stand for whatever is there under them, modulo how many there are: so any part of a list of events is one, too.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Event {
-    /// A pod, with an address or not yet.
-    Add {
-        account: u8,
-        address: Option<u8>,
-        host: bool,
-    },
-    /// The last pod under an address goes, one way or the other, and another is there at once.
-    Reuse {
-        account: u8,
-        address: u8,
-        fate: u8,
-    },
-    Move {
-        pod: u8,
-        address: Option<u8>,
-    },
-    Terminate {
-        pod: u8,
-    },
-    Finish {
-        pod: u8,
-    },
-    Delete {
-        pod: u8,
-    },
-    /// So much of what happened to pods is shown by their watch.
-    WatchPods {
-        events: u8,
-    },
-    /// That watch is begun anew.
-    Relist,
-    Annotate {
-        account: u8,
-        role: Option<u8>,
-        longer: bool,
-        policy: bool,
-        revoke: bool,
-    },
-    /// Deleted, and made again under its name.
-    Recreate {
-        account: u8,
-    },
-    WatchAccounts {
-        events: u8,
-    },
-    /// Trouble, or none, and for how long before anything else happens.
-    Sts {
-        trouble: u8,
-        seconds: u16,
-    },
-    Kube {
-        away: bool,
-    },
-    Slow {
-        kube: u8,
-        sts: u8,
-    },
-    Pass {
-        seconds: u16,
-    },
-    /// A pod asks: on a new connection or its last one, under its own address or another.
-    Ask {
-        pod: u8,
-        kept: bool,
-        under: Option<u8>,
-    },
-    /// Everything is shown, and all trouble is over for long enough: now nobody who has a role is refused.
-    Calm,
-}
-
-impl Event {
-    pub(crate) fn random(random: &mut fastrand::Rng) -> Self {
-        let pod = random.u8(..);
-        let account = random.u8(..ACCOUNTS);
-        let address = random.u8(..ADDRESSES);
-        match random.u8(..40) {
-            0..=3 => Self::Add {
-                account,
-                address: (random.u8(..4) > 0).then_some(address),
-                host: random.u8(..12) == 0,
-            },
-            4..=7 => Self::Reuse { account, address, fate: random.u8(..3) },
-            8 => Self::Move { pod, address: random.bool().then_some(address) },
-            9 => Self::Terminate { pod },
-            10 => Self::Finish { pod },
-            11 => Self::Delete { pod },
-            12..=16 => Self::WatchPods { events: random.u8(1..6) },
-            17 => Self::Relist,
-            18..=20 => Self::Annotate {
-                account,
-                role: (random.u8(..6) > 0).then(|| random.u8(..ROLES)),
-                longer: random.bool(),
-                policy: random.bool(),
-                revoke: random.u8(..4) == 0,
-            },
-            21 => Self::Recreate { account },
-            22..=24 => Self::WatchAccounts { events: random.u8(1..4) },
-            25 => Self::Sts { trouble: random.u8(..5), seconds: [0, 0, 4000][random.usize(..3)] },
-            26 => Self::Kube { away: random.bool() },
-            27 => Self::Slow { kube: random.u8(..8), sts: random.u8(..8) },
-            28..=30 => Self::Pass { seconds: [0, 1, 10, 100, 1000, 3000][random.usize(..6)] },
-            31..=38 => {
-                Self::Ask { pod, kept: random.bool(), under: (random.u8(..4) == 0).then_some(address) }
-            }
-            _ => Self::Calm,
-        }
-    }
-}
 
 /// Runs these events, and a calm at their end.
 pub(crate) fn run(mode: Mode, seed: u64, events: &[Event]) -> Result<(), String> {
@@ -614,79 +509,4 @@ fn claims(pod: &Pod, address: IpAddr) -> bool {
 fn plan(state: &State, name: &str) -> Option<RolePlan> {
     let (uid, annotations) = state.accounts.get(name)?.as_ref()?;
     RolePlan::from_annotations(&fakes::account(name), uid, annotations, &Defaults::of_node("node-1")).ok()
-}
-
-/// One node's addresses given to one pod after the other, each of which asks at once, on a new connection and on kept ones.
-pub(crate) struct ReusedAddress {
-    pub(crate) rounds: usize,
-    pub(crate) seed: u64,
-}
-
-/// How it went.
-pub(crate) struct Reused {
-    asked: usize,
-    unwatched: usize,
-}
-
-impl fmt::Display for Reused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} questions, {} of them before the watch showed who asks: 0 wrong, 0 refused",
-            self.asked, self.unwatched
-        )
-    }
-}
-
-impl ReusedAddress {
-    pub(crate) fn run(&self) -> Reused {
-        in_time(self.seed, async {
-            let mut model = Model::new(Mode::Kernel);
-            let mut random = fastrand::Rng::with_seed(self.seed);
-            let mut reused = Reused { asked: 0, unwatched: 0 };
-            let mut ends = VecDeque::new();
-            for _ in 0..self.rounds {
-                let (account, address) = (random.u8(..ACCOUNTS), address_of(random.u8(..ADDRESSES)));
-                let new = model.reuse(account, address, random.u8(..3));
-                model.number();
-                ends.push_back(new.clone());
-                if random.u8(..4) == 0 {
-                    model.show_pods(random.usize(..50));
-                    model.number();
-                }
-                let unwatched = !model.now.watched.contains_key(&new);
-                let others: Vec<PodUid> = model
-                    .now
-                    .etcd
-                    .values()
-                    .filter(|pod| claims(pod, address_of(0)))
-                    .map(|pod| pod.uid.clone())
-                    .collect();
-                model.ask(&new, false, None);
-                for other in others {
-                    model.ask(&other, true, None);
-                }
-                while let Some(asked) = model.asked.join_next().await {
-                    let asked = asked.unwrap();
-                    let checked = model.check(&asked).and_then(|()| match &asked.answer {
-                        Err(refusal) => Err(format!("{} was refused: {refusal}", asked.uid)),
-                        Ok(_) => Ok(()),
-                    });
-                    checked.unwrap_or_else(|why| panic!("ROLECALL_SEED={}: {why}", self.seed));
-                    reused.asked += 1;
-                    reused.unwatched += usize::from(unwatched && asked.uid == new);
-                }
-                model.check_answered().unwrap();
-                tokio::time::sleep(MOMENT).await;
-                // Objects of the dead go in the end.
-                if ends.len() > 20 {
-                    let old: PodUid = ends.pop_front().unwrap();
-                    if model.now.etcd.get(&old).is_some_and(|pod| !claims(pod, model.address(&old))) {
-                        model.delete(&old);
-                    }
-                }
-            }
-            reused
-        })
-    }
 }

@@ -259,8 +259,8 @@ async fn the_body_of_a_request_is_never_taken_for_a_request() {
             with(method, "Transfer-Encoding: chunked", &chunk),
             with(method, "Content-Length: 1000000\r\nExpect: 100-continue", &hidden),
             // Both, in both orders; twice, alike and unlike; in a list.
-            with(method, &format!("Content-Length: 4\r\nTransfer-Encoding: chunked"), &chunk),
-            with(method, &format!("Transfer-Encoding: chunked\r\nContent-Length: 4"), &chunk),
+            with(method, "Content-Length: 4\r\nTransfer-Encoding: chunked", &chunk),
+            with(method, "Transfer-Encoding: chunked\r\nContent-Length: 4", &chunk),
             with(method, &format!("Content-Length: {length}\r\nContent-Length: {length}"), &hidden),
             with(method, &format!("Content-Length: 0\r\nContent-Length: {length}"), &hidden),
             with(method, &format!("Content-Length: {length}\r\nContent-Length: 0"), &hidden),
@@ -306,9 +306,6 @@ async fn the_body_of_a_request_is_never_taken_for_a_request() {
         assert!(first == granted || (400..500).contains(&first), "{text}: {answers:?}");
         assert!(answers.iter().skip(1).all(|answer| answer.status == 400), "{text}: {answers:?}");
     }
-    assert!(
-        !agent.metrics.render(Default::default()).contains("code=\"NotFound\",endpoint=\"container\"} 1")
-    );
     let refused = agent.metrics.render(Default::default());
     let not_found =
         refused.lines().find(|line| line.starts_with("rolecall_refusals_total{code=\"NotFound\"}"));
