@@ -131,7 +131,7 @@ impl Cluster for FakeCluster {
             if locked(&self.gone).contains(&pod.uid) {
                 return Err(cluster::Error::PodGone(pod.name.to_string()));
             }
-            Ok(BoundToken::new(jwt(&json!({"jti": format!("jti-of-{}", pod.uid)})).into(), life))
+            Ok(BoundToken::new(minted_for(&pod.uid).into(), life))
         })
     }
 
@@ -153,6 +153,11 @@ impl Cluster for FakeCluster {
 pub fn jwt(claims: &Value) -> String {
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     format!("{}.{}.c2lnbmF0dXJl", part(&json!({"alg": "RS256"})), part(claims))
+}
+
+/// What the fake kube API mints for the pod with this UID.
+pub fn minted_for(uid: &PodUid) -> String {
+    jwt(&json!({"jti": format!("jti-of-{uid}")}))
 }
 
 /// What a token of that pod looks like; no two are the same.
