@@ -92,3 +92,36 @@ fn every_code_of_an_answer_is_listed_and_no_other() {
         .collect();
     assert_eq!(listed, given);
 }
+
+#[test]
+fn every_test_that_the_security_page_names_is_there() {
+    let page = include_str!("../SECURITY.md");
+    let (_, threats) = page.split_once("\n## Threats\n").expect("SECURITY.md has a section on threats");
+    let (threats, _) = threats.split_once("\n## ").expect("it is not the last");
+    let rows = threats.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| attacker"));
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code = [rust_files(&root.join("tests")), rust_files(&root.join("src"))].concat();
+    for row in rows {
+        let named: Vec<&str> =
+            row.split('|').nth(4).unwrap_or_default().split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "no test shows it: {row}");
+        for test in named {
+            // A function, or a row of a table of tests.
+            let there = code.contains(&format!("fn {test}()")) || code.contains(&format!("\n    {test}:"));
+            assert!(there, "there is no test {test}");
+        }
+    }
+}
+
+fn rust_files(folder: &std::path::Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(folder).expect("the repository can be read") {
+        let path = entry.expect("the repository can be read").path();
+        if path.is_dir() {
+            text += &rust_files(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &std::fs::read_to_string(&path).expect("sources are UTF-8");
+        }
+    }
+    text
+}
