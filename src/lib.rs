@@ -9,7 +9,7 @@
 //! | [`server`] | a connection, within its [`limits`](server::limits) | a [`Caller`](identity::Caller), and a task of its own |
 //! | [`server::ecs`] | HTTP | a question, and its answer as JSON |
 //! | [`broker`] | **the story**: one function, all steps | [`Broker::credentials`](broker::Broker::credentials) |
-//! | [`identity`] | a caller | an [`AttestedPod`](identity::AttestedPod), or a refusal |
+//! | [`identity`] | a caller's [`evidence`](identity::evidence) or [token](identity::authorization) | an [`AttestedPod`](identity::AttestedPod), or a refusal |
 //! | [`service_accounts`] | the pod's ServiceAccount | what its watch last said |
 //! | [`role`] | annotations | a [`RolePlan`](role::RolePlan), if [`policy`] allows the role |
 //! | [`cache`] | a plan | its answer; one flight, renewed ahead of time |
