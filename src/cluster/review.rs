@@ -16,6 +16,9 @@ use super::{Error, Reviewed, Verdict};
 /// What the API server adds to a user who is known by a ServiceAccount token.
 const EXTRA: &str = "authentication.kubernetes.io/";
 
+/// Of a token, this much names no more than its algorithm.
+const BEGINNING: usize = 16;
+
 /// Asks whose token this is.
 pub(super) async fn ask(
     client: &kube::Client,
@@ -32,13 +35,13 @@ pub(super) async fn ask(
         .create(&PostParams::default(), question.to_string().into())
         .map_err(|error| Error::Refused(error.to_string()))?;
     let answer: Answer = fetch(client, request, deadline).await.map_err(|error| error.without(token))?;
-    Ok(answer.status.verdict())
+    Ok(answer.status.verdict().without(token))
 }
 
 impl Error {
     /// The question holds a secret, and whoever answers in the API server's place may repeat it.
     fn without(self, token: &SecretString) -> Self {
-        let cut = |text: String| text.replace(token.expose_secret(), "<redacted>");
+        let cut = |text| redacted(text, token);
         match self {
             Self::Away(text) => Self::Away(cut(text)),
             Self::PodGone(text) => Self::PodGone(cut(text)),
@@ -69,6 +72,28 @@ struct Status {
 struct User {
     username: String,
     extra: BTreeMap<String, Vec<String>>,
+}
+
+impl Verdict {
+    /// As for an error: the reason is written to the log.
+    fn without(self, token: &SecretString) -> Self {
+        match self {
+            Self::Bad(why) => Self::Bad(redacted(why, token)),
+            good => good,
+        }
+    }
+}
+
+/// `text` up to where the token begins. It has been cut to a line's length before, and the token in it with it: so its
+/// beginning alone is looked for, and nothing behind that is kept.
+fn redacted(mut text: String, token: &SecretString) -> String {
+    let token = token.expose_secret();
+    let beginning = token.get(..BEGINNING).unwrap_or(token);
+    if let Some(at) = text.find(beginning) {
+        text.truncate(at);
+        text.push_str("<redacted>");
+    }
+    text
 }
 
 impl Status {
@@ -145,5 +170,19 @@ mod tests {
     fn an_error_never_repeats_the_token() {
         let error = Error::Refused("400: cannot handle \"the-token\"".into()).without(&"the-token".into());
         assert!(!error.to_string().contains("the-token"), "{error}");
+    }
+
+    #[test]
+    fn an_error_repeats_no_part_of_a_token_that_was_cut() {
+        let token = format!("eyJhbGciOiJSUzI1NiJ9.{}.{}", "c".repeat(700), "s".repeat(342));
+        let cut = log_safe(&format!("400: cannot handle {token}"));
+        let error = Error::Refused(cut).without(&token.into());
+        assert_eq!(error.to_string(), Error::Refused("400: cannot handle <redacted>".into()).to_string());
+    }
+
+    #[test]
+    fn the_reason_why_a_token_is_bad_never_repeats_it() {
+        let bad = Verdict::Bad("invalid bearer token the-token".into()).without(&"the-token".into());
+        assert_eq!(bad, Verdict::Bad("invalid bearer token <redacted>".into()));
     }
 }
