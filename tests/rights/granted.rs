@@ -116,8 +116,12 @@ fn the_agent_is_told_to_use_the_rights_that_it_was_given() {
         let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/daemonset/3-agent.yaml");
         let strict = ["--server-side", "--dry-run=server", "--validate=strict"];
         let agent = server.json(&[&["apply"], strict.as_slice(), &["-f", manifest]].concat());
-        let from = json!([{"configMapRef": {"name": "rolecall-rights"}}]);
-        assert_eq!(agent["spec"]["template"]["spec"]["containers"][0]["envFrom"], from);
+        // That word alone: who may write the ConfigMap must not set the agent's other flags.
+        let agent = &agent["spec"]["template"]["spec"]["containers"][0];
+        let key = json!({"name": "rolecall-rights", "key": "ROLECALL_IMPERSONATE_NODE"});
+        assert_eq!(agent["envFrom"], serde_json::Value::Null);
+        assert_eq!(agent["env"][0]["name"], "ROLECALL_IMPERSONATE_NODE");
+        assert_eq!(agent["env"][0]["valueFrom"]["configMapKeyRef"], key);
         // The program takes the words; what is wrong is another thing.
         let agent = Command::new(env!("CARGO_BIN_EXE_rolecall"))
             .arg("agent")
