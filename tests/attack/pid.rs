@@ -73,12 +73,14 @@ fn a_number_that_changes_hands_between_two_steps_names_nobody() {
                             // Opened together with the agent, which has the victim's directory in its hand by now.
                             let mut read = File::options().write(true).open(&fifo).unwrap();
                             read.write_all(cgroup(&uid("a")).as_bytes()).unwrap();
+                            fs::remove_file(&fifo).unwrap();
                             if look == looks {
                                 // The victim's process ends, and one of the attacker's has the number. Then the agent reads on.
-                                fs::remove_file(&fifo).unwrap();
                                 tree.show(pid, &of_attacker);
+                            } else {
+                                // One of its own for the next look: this one may still have its reader.
+                                mkfifo(&fifo, Mode::S_IRWXU).unwrap();
                             }
-                            // Nor does the next look come before this one has ended.
                             drop(read);
                         }
                         recycle.send(()).unwrap();
