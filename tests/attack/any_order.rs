@@ -9,7 +9,7 @@ use crate::model::{Event, Mode, ReusedAddress, run};
 use crate::netns::say;
 
 /// In the time that the tier has.
-const CASES: u64 = 250;
+const CASES: u64 = 150;
 const EVENTS: usize = 60;
 const REUSES: usize = 10_000;
 
