@@ -114,7 +114,7 @@ fn the_agents_work_is_still_possible() {
         assert!(fs::read_to_string("/proc/1/cgroup").is_ok());
         assert!(fs::read_to_string(format!("/proc/{}/net/tcp", std::process::id())).is_ok());
     });
-    closed("no_processes", &args, || {
+    closed("no_processes", &[&args[..], &["--identity", "ip"]].concat(), || {
         assert!(refused(fs::read("/proc/1/cgroup")), "--identity=ip asks nobody's")
     });
 }
