@@ -24,6 +24,8 @@ mod process;
 mod proxy;
 #[path = "support/sdk.rs"]
 mod sdk;
+#[path = "support/tenant.rs"]
+mod tenant;
 #[path = "support/world.rs"]
 #[allow(unreachable_pub)]
 mod world;

@@ -16,7 +16,8 @@ use tokio::time::timeout;
 use crate::agent::{SOON, ask, until};
 use crate::http;
 use crate::netns::{NODE_IP, NODE_IP_V6};
-use crate::world::{Shape, V4, arn, on_the_node};
+use crate::tenant::Shape;
+use crate::world::{V4, arn, on_the_node};
 
 /// A changed annotation counts within this.
 const ANNOTATION: Duration = Duration::from_secs(10);
@@ -186,7 +187,7 @@ fn a_pod_whose_address_the_api_shows_as_anothers_is_refused_and_the_new_owner_ha
 #[test]
 fn by_address_the_next_owner_gets_its_own_role_and_the_last_one_nothing() {
     on_the_node("by-address", async |case| {
-        let args = ["--sts-endpoint-url", &case.sts, "--identity", "ip"];
+        let args = ["--sts-endpoint-url", &case.world.sts, "--identity", "ip"];
         let (agent, to) = case.agent("by-address", &case.kubeconfig("by-address"), &args).await;
         case.account("web").await;
         case.account("api").await;
@@ -269,9 +270,9 @@ fn a_trust_policy_for_another_service_account_is_a_remembered_refusal_with_its_f
         pod.until(to, ANNOTATION, |answer| answer.status == 200).await;
         // What the agent knows of the first is gone with it.
         let known = async || {
-            let (_, status) = case.agent.page("/statusz").await?;
+            let (_, status) = case.world.agent.page("/statusz").await?;
             (!status.contains(&arn("distrusted", "api"))).then_some(())
         };
-        until(SOON, || case.agent.output(), known).await;
+        until(SOON, || case.world.agent.output(), known).await;
     });
 }

@@ -16,7 +16,8 @@ use crate::agent::{Agent, ROLECALL, SOON, until};
 use crate::http;
 use crate::net::{self, text};
 use crate::netns::Node;
-use crate::world::{Shape, V4, arn, on_the_node};
+use crate::tenant::Shape;
+use crate::world::{V4, arn, on_the_node};
 
 /// Where the node's own agent is scraped.
 const METRICS: &str = "127.0.0.1:9903";
@@ -59,8 +60,9 @@ fn agent_socket(name: &str) -> &'static str {
 #[test]
 fn sigterm_answers_the_requests_under_way_and_leaves_with_0() {
     on_the_node("drained", async |case| {
-        let (mut agent, to) =
-            case.agent("drained", &case.kubeconfig("drained"), &["--sts-endpoint-url", &case.sts]).await;
+        let (mut agent, to) = case
+            .agent("drained", &case.kubeconfig("drained"), &["--sts-endpoint-url", &case.world.sts])
+            .await;
         case.account("web").await;
         case.fault("web", Fault { delay_ms: 400, ..Fault::default() });
         let pod = case.pod_on("drained", "web", Shape::Routed).await;
@@ -83,7 +85,7 @@ fn sigterm_answers_the_requests_under_way_and_leaves_with_0() {
 fn a_second_signal_leaves_at_once() {
     on_the_node("second-signal", async |case| {
         let (mut agent, to) =
-            case.agent("second", &case.kubeconfig("second"), &["--sts-endpoint-url", &case.sts]).await;
+            case.agent("second", &case.kubeconfig("second"), &["--sts-endpoint-url", &case.world.sts]).await;
         // STS does not answer, so the question is held.
         case.account("web").await;
         case.fault("web", Fault { delay_ms: 20_000, ..Fault::default() });
@@ -124,12 +126,12 @@ fn no_page_and_no_line_holds_a_secret() {
                 format!("GET {path} HTTP/1.1\r\nHost: {V4}\r\nAuthorization: Bearer {sent}\r\n\r\n");
             http::ask(&mut pod.connect(to), &request).await.unwrap();
         }
-        let (_, status) = case.agent.page("/statusz").await.unwrap();
+        let (_, status) = case.world.agent.page("/statusz").await.unwrap();
         let metrics = scrape("/metrics").await;
         assert_eq!(metrics.status, 200);
         let key = document["AccessKeyId"].as_str().unwrap();
         for (page, text) in
-            [("/statusz", &status), ("/metrics", &metrics.body), ("log", &case.agent.output())]
+            [("/statusz", &status), ("/metrics", &metrics.body), ("log", &case.world.agent.output())]
         {
             assert_eq!(text.contains(key), page != "/metrics", "the key's id is no secret: {page}: {text}");
             for field in ["SecretAccessKey", "Token"] {

@@ -14,7 +14,8 @@ use serde_json::json;
 use crate::net;
 use crate::netns::Pod;
 use crate::sdk::{self, Environment, Sdk};
-use crate::world::{Case, RunningPod, V4, on_the_node};
+use crate::tenant::RunningPod;
+use crate::world::{Case, V4, on_the_node};
 
 const METADATA: &str = "169.254.169.254:80";
 /// What the node's own role would be worth to a pod.
@@ -72,7 +73,7 @@ fn answer(mut stream: &TcpStream) -> Option<()> {
 fn keys(case: &Case, pod: &RunningPod, sdks: &[&'static Sdk]) -> Vec<(&'static Sdk, Output)> {
     let environment = Environment::new()
         .region("eu-central-1")
-        .sts(&case.sts)
+        .sts(&case.world.sts)
         .full_uri(&format!("http://{V4}/v1/credentials"))
         .with("AWS_EC2_METADATA_DISABLED", "false");
     thread::scope(|scope| {
@@ -90,7 +91,7 @@ fn keys(case: &Case, pod: &RunningPod, sdks: &[&'static Sdk]) -> Vec<(&'static S
 #[test]
 fn with_enforce_a_pod_that_is_refused_gets_nothing_from_instance_metadata_either() {
     on_the_node("enforced", async |case| {
-        let outside = case.node.outside();
+        let outside = case.world.node.outside();
         let metadata = Metadata::start(&outside);
         case.account_with("no-role", json!({})).await;
         case.account("web").await;
@@ -100,20 +101,20 @@ fn with_enforce_a_pod_that_is_refused_gets_nothing_from_instance_metadata_either
         let all: Vec<&Sdk> = sdk::programs().iter().collect();
         let java: Vec<&Sdk> = all.iter().copied().filter(|sdk| sdk.name == "java").collect();
 
-        net::install(&case.node, &["--metadata-guard", "enforce"]);
+        net::install(&case.world.node, &["--metadata-guard", "enforce"]);
         for (pod, code) in pods {
             for (sdk, output) in keys(case, pod, &all) {
                 let said = String::from_utf8_lossy(&output.stderr);
                 assert!(!output.status.success(), "{}: {said}", sdk.name);
                 assert!(!String::from_utf8_lossy(&output.stdout).contains(NODE_KEY), "{}: {said}", sdk.name);
             }
-            let lines = case.agent.lines_about(&pod.uid);
+            let lines = case.world.agent.lines_about(&pod.uid);
             assert!(lines.iter().any(|line| line["code"] == code), "{code}: {lines:?}");
         }
         assert_eq!(metadata.asked.load(Ordering::Relaxed), 0);
 
         // Without it one SDK at least finds the node's role: so that is what enforce has stopped.
-        net::install(&case.node, &[]);
+        net::install(&case.world.node, &[]);
         for (pod, code) in pods {
             for (sdk, output) in keys(case, pod, &java) {
                 let said = String::from_utf8_lossy(&output.stderr);

@@ -12,7 +12,8 @@ use serde_json::json;
 
 use crate::netns::NODE_IP;
 use crate::sdk::{self, Environment, Sdk};
-use crate::world::{Case, RunningPod, Shape, V4, on_the_node, session_arn};
+use crate::tenant::{RunningPod, Shape};
+use crate::world::{Case, V4, on_the_node, session_arn};
 
 const IPV4: &str = "http://169.254.170.23:9902/v1/credentials";
 const IPV6: &str = "http://[fd00:ec2::23]:9902/v1/credentials";
@@ -23,7 +24,7 @@ fn identities<'p>(
     environment: impl Fn(Environment) -> Environment,
     pod: impl Fn(&Sdk) -> &'p RunningPod,
 ) -> Vec<(&'static Sdk, Output)> {
-    let environment = environment(Environment::new().region("eu-central-1").sts(&case.sts));
+    let environment = environment(Environment::new().region("eu-central-1").sts(&case.world.sts));
     thread::scope(|scope| {
         let started: Vec<_> = sdk::programs()
             .iter()
@@ -207,7 +208,12 @@ fn an_sdk_in_a_pod_without_a_role_stops_at_404() {
 
 /// The codes of the pod's audit lines, in order.
 fn refusals(case: &Case, pod: &RunningPod) -> Vec<String> {
-    case.agent.lines_about(&pod.uid).iter().map(|line| line["code"].as_str().unwrap().to_owned()).collect()
+    case.world
+        .agent
+        .lines_about(&pod.uid)
+        .iter()
+        .map(|line| line["code"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 /// What a pod may be told while its address is being confirmed.

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use crate::agent::{SOON, until};
 use crate::http::{self, Answer};
 use crate::netns::NODE_IP;
-use crate::world::{RunningPod, Shape, V4, arn, on_the_node};
+use crate::tenant::{RunningPod, Shape};
+use crate::world::{V4, arn, on_the_node};
 
 /// What an SDK sends that has found a token file.
 fn with(to: SocketAddr, token: &str) -> String {
@@ -67,7 +68,7 @@ fn sts_judges_the_tokens_of_an_agent_that_mints_none() {
     on_the_node("own-token", async |case| {
         case.account("web").await;
         case.account("api").await;
-        let args = ["--sts-endpoint-url", &case.sts, "--token-source", "caller"];
+        let args = ["--sts-endpoint-url", &case.world.sts, "--token-source", "caller"];
         let (agent, to) = case.agent("own-token", &case.kubeconfig("own-token"), &args).await;
         agent.until_ready().await;
         let web = case.pod_on("own-token", "web", Shape::Routed).await;

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use crate::agent::{SOON, ask, until};
 use crate::proxy::Proxy;
-use crate::world::{Shape, arn, on_the_node};
+use crate::tenant::Shape;
+use crate::world::{arn, on_the_node};
 
 /// After recovery the next request is good within this.
 const RECOVERY: Duration = Duration::from_secs(5);
@@ -97,10 +98,11 @@ fn an_sts_with_a_certificate_of_its_own_needs_its_ca_bundle() {
 #[test]
 fn known_pods_keep_their_answers_while_the_api_server_is_away() {
     on_the_node("away", async |case| {
-        let proxy = Proxy::start(0, case.server_port()).await;
+        let proxy = Proxy::start(0, case.world.server.port()).await;
         let port = proxy.port;
-        let (agent, to) =
-            case.agent("away", &case.kubeconfig_by("away", port), &["--sts-endpoint-url", &case.sts]).await;
+        let (agent, to) = case
+            .agent("away", &case.kubeconfig_by("away", port), &["--sts-endpoint-url", &case.world.sts])
+            .await;
         case.account("web").await;
         let pod = case.pod_on("away", "web", Shape::Routed).await;
         let key = pod.credentials(to).await["AccessKeyId"].clone();
@@ -117,7 +119,7 @@ fn known_pods_keep_their_answers_while_the_api_server_is_away() {
         }
         assert_eq!(agent.page("/readyz").await.unwrap().0, 200, "what it knows is still served");
 
-        let _proxy = Proxy::start(port, case.server_port()).await;
+        let _proxy = Proxy::start(port, case.world.server.port()).await;
         let back = Instant::now();
         assert_eq!(late.credentials_within(to, Duration::from_secs(45)).await["AccessKeyId"], key);
         println!("a new pod is served {:?} after the API server is back", back.elapsed());
@@ -128,9 +130,10 @@ fn known_pods_keep_their_answers_while_the_api_server_is_away() {
 #[test]
 fn an_agent_that_starts_before_the_api_server_says_what_it_waits_for_and_becomes_ready() {
     on_the_node("early", async |case| {
-        let port = Proxy::start(0, case.server_port()).await.port;
-        let (agent, to) =
-            case.agent("early", &case.kubeconfig_by("early", port), &["--sts-endpoint-url", &case.sts]).await;
+        let port = Proxy::start(0, case.world.server.port()).await.port;
+        let (agent, to) = case
+            .agent("early", &case.kubeconfig_by("early", port), &["--sts-endpoint-url", &case.world.sts])
+            .await;
         case.account("web").await;
         let pod = case.pod_on("early", "web", Shape::Routed).await;
         assert!(agent.probe("live").status.success());
@@ -142,7 +145,7 @@ fn an_agent_that_starts_before_the_api_server_says_what_it_waits_for_and_becomes
         let answer = pod.get(to).await;
         assert_eq!((answer.status, &*answer.code()), (503, "KubeUnavailable"), "{answer:?}");
 
-        let _proxy = Proxy::start(port, case.server_port()).await;
+        let _proxy = Proxy::start(port, case.world.server.port()).await;
         agent.until_ready().await;
         assert!(agent.probe("ready").status.success());
         assert_eq!(pod.credentials(to).await["RoleArn"], arn("early", "web"));
@@ -153,7 +156,7 @@ fn an_agent_that_starts_before_the_api_server_says_what_it_waits_for_and_becomes
 fn a_new_pods_first_question_is_answered_while_the_watch_is_stalled_and_no_address_is_published() {
     on_the_node("stalled", async |case| {
         let (gateway, kubeconfig) = case.gateway("stalled").await;
-        let (agent, to) = case.agent("stalled", &kubeconfig, &["--sts-endpoint-url", &case.sts]).await;
+        let (agent, to) = case.agent("stalled", &kubeconfig, &["--sts-endpoint-url", &case.world.sts]).await;
         agent.until_ready().await;
         case.account("web").await;
         case.account("api").await;

@@ -353,6 +353,14 @@ impl ApiServer {
         panic!("after asking 100 times tokens for STS, and no others, are not what the agent gets: {last:?}");
     }
 
+    /// Where it listens, on loopback.
+    pub(crate) fn port(&self) -> u16 {
+        let config = self.json(&["config", "view"]);
+        let url =
+            config["clusters"][0]["cluster"]["server"].as_str().expect("the kubeconfig names the server");
+        url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
+    }
+
     /// The keys that the server signs ServiceAccount tokens with, as JSON.
     pub(crate) fn jwks(&self) -> String {
         self.kubectl(&["get", "--raw", "/openid/v1/jwks"])

@@ -184,6 +184,17 @@ impl Namespace {
         })
     }
 
+    /// Runs `work` on a thread inside this namespace for as long as it takes, or as this process lives.
+    pub fn serve(&self, work: impl AsyncFnOnce() + Send + 'static) {
+        let path = format!("/run/netns/{}", self.name);
+        thread::spawn(move || {
+            enter_thread(&path);
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(work());
+        });
+    }
+
     /// Runs `ip ARGS` here; panics with what it said if it fails.
     pub fn ip(&self, args: &str) -> String {
         let args: Vec<&str> = ["-n", &self.name].into_iter().chain(args.split_whitespace()).collect();

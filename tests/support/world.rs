@@ -8,23 +8,18 @@ use std::fs;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Mutex, OnceLock};
-use std::time::Duration;
 
 use rolecall::emulator::{Bound, Config, Emulator, Fault, IssuerConfig, RoleConfig, Tls};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio::time::Instant;
 
-use crate::agent::{Agent, SOON, ask, until};
+use crate::agent::Agent;
 use crate::apiserver::ApiServer;
 use crate::gateway::Gateway;
-use crate::http::{self, Answer};
 use crate::net;
-use crate::netns::{self, NODE_IP, NODE_IP_V6, Node};
-use crate::process::Process;
+use crate::netns::{NODE_IP, Node};
+use crate::tenant::{RunningPod, Shape, Tenant, pod_object};
 
 /// Where the node's own agent listens.
 pub const V4: &str = "169.254.170.23:9902";
@@ -57,7 +52,7 @@ pub struct World {
     /// Its URL, for agents and for pods.
     pub sts: String,
     pub agent: Agent,
-    server: &'static ApiServer,
+    pub server: &'static ApiServer,
     numbers: AtomicU16,
 }
 
@@ -115,18 +110,14 @@ fn serve_sts(node: &Node, server: &ApiServer, at: &str, tls: Option<Tls>) -> (Em
         ..Config::default()
     };
     let (sender, started) = std::sync::mpsc::channel();
-    let (path, at) = (format!("/run/netns/{}", node.name()), at.parse().unwrap());
-    std::thread::spawn(move || {
-        netns::enter_thread(&path);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut bound: Bound = Emulator::bind(config, at).await.unwrap();
-            if let Some(tls) = tls {
-                bound = bound.with_tls(tls);
-            }
-            sender.send((bound.emulator(), bound.url())).unwrap();
-            bound.serve().await;
-        });
+    let at = at.parse().unwrap();
+    node.serve(async move || {
+        let mut bound: Bound = Emulator::bind(config, at).await.unwrap();
+        if let Some(tls) = tls {
+            bound = bound.with_tls(tls);
+        }
+        sender.send((bound.emulator(), bound.url())).unwrap();
+        bound.serve().await;
     });
     started.recv().unwrap()
 }
@@ -143,56 +134,27 @@ pub fn session_arn(namespace: &str, account: &str) -> String {
 
 /// One test's part of the world: its Kubernetes namespace.
 pub struct Case {
-    world: &'static World,
+    pub world: &'static World,
     pub namespace: &'static str,
-    admin: kube::Client,
+    tenant: Tenant,
 }
 
 impl Deref for Case {
-    type Target = World;
-    fn deref(&self) -> &World {
-        self.world
+    type Target = Tenant;
+    fn deref(&self) -> &Tenant {
+        &self.tenant
     }
 }
 
 impl Case {
     async fn new(world: &'static World, namespace: &'static str) -> Self {
         assert!(crate::NAMESPACES.contains(&namespace), "STS has no roles for {namespace}");
-        let config = rolecall::cluster::client::config(Some(&world.server.kubeconfig())).await.unwrap();
-        let admin = rolecall::cluster::client::client(&config).unwrap();
-        let case = Self { world, namespace, admin };
-        case.post("/api/v1/namespaces", &json!({"metadata": {"name": namespace}})).await;
-        case
-    }
-
-    async fn send(&self, method: &str, path: &str, content: &str, body: &Value) -> Value {
-        let request = ::http::Request::builder().method(method).uri(path).header("content-type", content);
-        let answer = self.admin.request(request.body(body.to_string().into_bytes()).unwrap()).await;
-        answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
-    }
-
-    async fn post(&self, path: &str, object: &Value) -> Value {
-        self.send("POST", path, "application/json", object).await
-    }
-
-    fn path(&self, kind: &str, name: &str) -> String {
-        format!("/api/v1/namespaces/{}/{kind}/{name}", self.namespace)
+        Self { world, namespace, tenant: Tenant::new(world.server, namespace, json!({})).await }
     }
 
     /// A ServiceAccount with the role that trusts it.
     pub async fn account(&self, name: &str) {
         self.account_with(name, json!({"rolecall.dev/role-arn": arn(self.namespace, name)})).await;
-    }
-
-    pub async fn account_with(&self, name: &str, annotations: Value) {
-        let object = json!({"metadata": {"name": name, "annotations": annotations}});
-        self.post(&self.path("serviceaccounts", ""), &object).await;
-    }
-
-    /// Sets annotations; `null` removes one.
-    pub async fn annotate(&self, name: &str, annotations: Value) {
-        let patch = json!({"metadata": {"annotations": annotations}});
-        self.send("PATCH", &self.path("serviceaccounts", name), "application/merge-patch+json", &patch).await;
     }
 
     /// A pod of `account` on the node, behind a cable of its own.
@@ -212,91 +174,23 @@ impl Case {
     }
 
     async fn start(&self, node: &str, account: &str, shape: Shape, published: bool) -> RunningPod {
-        let number = self.number();
-        let name = format!("{account}-{number}");
-        let net_name = format!("p{number}");
-        let (ip, ipv6, net) = match shape {
-            Shape::Routed => {
-                let (ip, ipv6) = (format!("10.0.1.{number}"), format!("fd00:1::{number}"));
-                let net = self.node.routed_pod(&net_name, &ip, Some(&ipv6));
-                (ip, ipv6, net)
-            }
-            Shape::Bridged => {
-                let (ip, ipv6) = (format!("10.0.2.{number}"), format!("fd00:2::{number}"));
-                let net = self.node.bridged_pod(&net_name, &ip, Some(&ipv6));
-                (ip, ipv6, net)
-            }
-        };
-        let both: &[&str] = &[&ip, &ipv6];
-        let uid = self.pod_object(node, &name, account, if published { both } else { &[] }).await;
-        let process = Process::of(&uid, &net);
-        RunningPod { name, uid, ip, ipv6, process, net }
-    }
-
-    /// A pod's object alone, and its UID: for two of them that show one address.
-    pub async fn pod_object(&self, node: &str, name: &str, account: &str, addresses: &[&str]) -> String {
-        self.bound_object(node, name, account, false, addresses).await
-    }
-
-    /// The object of the pod `host` on the node's own network, and its UID.
-    pub async fn host_pod(&self, account: &str) -> String {
-        self.bound_object("node", "host", account, true, &[NODE_IP, NODE_IP_V6]).await
-    }
-
-    /// A token as the kubelet projects it into that pod.
-    pub async fn token(&self, account: &str, pod: &str, uid: &str, audience: &str) -> String {
-        let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid});
-        let request = json!({"spec": {"audiences": [audience], "boundObjectRef": bound}});
-        let answer = self.post(&self.path("serviceaccounts", &format!("{account}/token")), &request).await;
-        answer["status"]["token"].as_str().unwrap().to_owned()
-    }
-
-    async fn bound_object(
-        &self,
-        node: &str,
-        name: &str,
-        account: &str,
-        host: bool,
-        addresses: &[&str],
-    ) -> String {
-        let object = json!({"metadata": {"name": name}, "spec": {
-            "serviceAccountName": account, "nodeName": node, "hostNetwork": host,
-            "containers": [{"name": "main", "image": "none:1"}],
-        }});
-        let made = self.post(&self.path("pods", ""), &object).await;
-        if let Some(first) = addresses.first() {
-            let ips: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
-            let status = json!({"status": {"phase": "Running", "podIP": first, "podIPs": ips}});
-            let path = self.path("pods", &format!("{name}/status"));
-            self.send("PATCH", &path, "application/merge-patch+json", &status).await;
-        }
-        made["metadata"]["uid"].as_str().unwrap().to_owned()
-    }
-
-    /// Deletes a pod's object at once; its processes and connections are still there.
-    pub async fn delete(&self, pod: &str) {
-        let now = json!({"gracePeriodSeconds": 0});
-        self.send("DELETE", &self.path("pods", pod), "application/json", &now).await;
-    }
-
-    /// What the API server thinks of a token.
-    pub async fn review(&self, token: &str, audiences: &[&str]) -> Value {
-        let review = json!({"spec": {"token": token, "audiences": audiences}});
-        self.post("/apis/authentication.k8s.io/v1/tokenreviews", &review).await["status"].clone()
+        let number = self.world.number();
+        let object = pod_object(node, &format!("{account}-{number}"), account);
+        RunningPod::start(self, &self.world.node, number, shape, &object, published).await
     }
 
     /// One more agent: for another node by name, on a port of the node's address. Returns where it listens, which it does already.
     pub async fn agent(&self, node: &str, kubeconfig: &Path, args: &[&str]) -> (Agent, SocketAddr) {
-        let at = format!("{NODE_IP}:{}", 10_000 + self.number());
+        let at = format!("{NODE_IP}:{}", 10_000 + self.world.number());
         let args = [&["--listen", &at, "--metrics-listen", "127.0.0.1:0"], args].concat();
-        let agent = Agent::start(&self.node, node, kubeconfig, &args);
+        let agent = Agent::start(&self.world.node, node, kubeconfig, &args);
         agent.until_page("/livez", |status, _| status == 200).await;
         (agent, at.parse().unwrap())
     }
 
     /// A kubeconfig for an agent on a node of that name: the ServiceAccount and the rights that ship.
     pub fn kubeconfig(&self, node: &str) -> PathBuf {
-        self.server.agent_kubeconfig(node)
+        self.world.server.agent_kubeconfig(node)
     }
 
     /// A gateway before the API server, and the agent's kubeconfig by way of it.
@@ -315,22 +209,17 @@ impl Case {
         let by = format!("127.0.0.1:{port}");
         fs::write(
             &path,
-            fs::read_to_string(&path).unwrap().replace(&format!("127.0.0.1:{}", self.server_port()), &by),
+            fs::read_to_string(&path)
+                .unwrap()
+                .replace(&format!("127.0.0.1:{}", self.world.server.port()), &by),
         )
         .unwrap();
         path
     }
 
-    /// Where the API server listens.
-    pub fn server_port(&self) -> u16 {
-        let config: Value = self.server.json(&["config", "view"]);
-        let url: ::http::Uri = config["clusters"][0]["cluster"]["server"].as_str().unwrap().parse().unwrap();
-        url.port_u16().unwrap()
-    }
-
     /// One more STS with the same roles, for 127.0.0.1.
     pub fn sts_with(&self, tls: Option<Tls>) -> (Emulator, String) {
-        serve_sts(&self.node, self.server, "127.0.0.1:0", tls)
+        serve_sts(&self.world.node, self.world.server, "127.0.0.1:0", tls)
     }
 
     /// Trouble with the calls for one role alone.
@@ -350,81 +239,5 @@ impl Case {
             .filter(|calls| calls.role == role)
             .map(|calls| calls.received)
             .sum()
-    }
-}
-
-/// How a pod is connected to its node.
-#[derive(Clone, Copy)]
-pub enum Shape {
-    Routed,
-    Bridged,
-}
-
-/// A pod: its namespace, a process in it, and the object that the API server has of it.
-pub struct RunningPod {
-    pub name: String,
-    pub uid: String,
-    pub ip: String,
-    pub ipv6: String,
-    process: Process,
-    net: netns::Pod,
-}
-
-impl RunningPod {
-    /// The same address and cable, as if at once given to the pod with that name and UID.
-    pub fn now_runs(self, name: &str, uid: &str) -> Self {
-        drop(self.process);
-        let process = Process::of(uid, &self.net);
-        Self { name: name.to_owned(), uid: uid.to_owned(), process, ..self }
-    }
-
-    /// A command in the pod.
-    pub fn command(&self, program: &Path) -> Command {
-        self.net.command(program.to_str().unwrap())
-    }
-
-    /// A connection from the pod, for the test's own runtime.
-    pub fn connect(&self, to: SocketAddr) -> TcpStream {
-        let from = if to.is_ipv6() { &self.ipv6 } else { &self.ip };
-        let stream = self.net.run(async || http::connect(from, to).await.into_std().unwrap());
-        TcpStream::from_std(stream).unwrap()
-    }
-
-    /// What an SDK would be answered, on a connection of its own.
-    pub async fn get(&self, to: SocketAddr) -> Answer {
-        ask(&mut self.connect(to), to).await.expect("an answer")
-    }
-
-    /// Asks until the answer is so; returns it, and how long that took.
-    pub async fn until(
-        &self,
-        to: SocketAddr,
-        within: Duration,
-        so: impl Fn(&Answer) -> bool,
-    ) -> (Answer, Duration) {
-        let begun = Instant::now();
-        let last = Mutex::new(String::new());
-        let answer = until(
-            within,
-            || last.lock().unwrap().clone(),
-            async || {
-                let answer = self.get(to).await;
-                *last.lock().unwrap() = format!("{answer:?}");
-                so(&answer).then_some(answer)
-            },
-        )
-        .await;
-        (answer, begun.elapsed())
-    }
-
-    /// Asks as SDKs do, again after a 503, and returns the document.
-    pub async fn credentials(&self, to: SocketAddr) -> Value {
-        self.credentials_within(to, SOON).await
-    }
-
-    pub async fn credentials_within(&self, to: SocketAddr, within: Duration) -> Value {
-        let (answer, _) = self.until(to, within, |answer| answer.status != 503).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
-        answer.json()
     }
 }
