@@ -1,15 +1,15 @@
 # `make` lists the targets. Nothing here needs more than Rust; each tier of the tests installs what it needs (as root, on Debian) and says so.
 .DEFAULT_GOAL := help
-.PHONY: help run test unit api netns attack sdk e2e check deny bench image
+.PHONY: help run test unit api netns attack sdk scenarios e2e check deny bench image
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 run: ## the main job here: no cluster, no root, no AWS account
 	cargo run --release -- dev
 
 test: ## all tiers, then a table of what ran
-	tests/run unit api netns attack sdk e2e
+	tests/run unit api netns attack sdk scenarios e2e
 
 unit: ## logic on a paused clock, the endpoint and the emulator on loopback
 	tests/run unit
@@ -25,6 +25,9 @@ attack: ## what attackers try, each a named test; any order of events; bounded f
 
 sdk: ## every SDK through `rolecall dev`; moto as the STS
 	tests/run sdk
+
+scenarios: ## every way to a role, row by row, each to a call of S3, KMS or Secrets Manager and the AccessDenied after it
+	tests/run scenarios
 
 e2e: ## a real cluster: kubelet, containerd, CNI, the images, daemonset/
 	tests/run e2e

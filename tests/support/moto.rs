@@ -1,11 +1,15 @@
-//! A moto server on loopback: an STS, an IAM and an S3 that nobody here wrote.
+//! A moto server: an STS, an IAM and services that nobody here wrote.
 //!
 //! It checks no web-identity token. Once told to, it checks signatures, session tokens and role policies of all calls, and
 //! then answers the unsigned ones, AssumeRoleWithWebIdentity among them, with 500.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
 
 use crate::sdk::{Environment, tool};
 
@@ -21,10 +25,15 @@ pub(crate) struct Moto {
 }
 
 impl Moto {
-    /// Starts a server on a free port, and returns when it listens.
+    /// Starts a server on a free port of loopback, and returns when it listens.
     pub(crate) fn start() -> Self {
+        Self::start_at("127.0.0.1")
+    }
+
+    /// The same at another address, in the network namespace of the calling thread.
+    pub(crate) fn start_at(ip: &str) -> Self {
         let mut process = Command::new(tool("moto", "moto_server"))
-            .args(["-H", "127.0.0.1", "-p", "0"])
+            .args(["-H", ip, "-p", "0"])
             .stderr(Stdio::piped())
             .spawn()
             .expect("moto_server starts");
@@ -38,6 +47,11 @@ impl Moto {
         std::thread::spawn(move || log.map_while(Result::ok).for_each(|line| eprintln!("moto: {line}")));
         let Some(address) = address else { panic!("moto_server ended: {:?}", process.wait()) };
         Self { process, address }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The URL of all its services.
@@ -55,13 +69,52 @@ impl Moto {
 
     /// From now on every call must be signed by known keys, whose policies must allow it.
     pub(crate) fn enforce_iam(&self) {
-        let mut stream = TcpStream::connect(self.address).expect("moto listens");
+        self.unjudged_calls(0);
+    }
+
+    /// The next calls, so many, are served whoever sends them; those after them are judged.
+    pub(crate) fn unjudged_calls(&self, count: u32) {
         // No Content-Type: with that of a form, moto does not find the number.
-        let request = "POST /moto-api/reset-auth HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 1\r\n\r\n0";
+        self.send("POST", "/moto-api/reset-auth", &[], &count.to_string());
+    }
+
+    /// Calls an action of IAM or STS, or of another service that takes forms, while nothing is judged.
+    pub(crate) fn query(&self, service: &str, action: &str, fields: &[(&str, &str)]) -> String {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("Action", action).extend_pairs(fields);
+        self.send(
+            "POST",
+            "/",
+            &[&scope(service), "Content-Type: application/x-www-form-urlencoded"],
+            &form.finish(),
+        )
+    }
+
+    /// Calls an action of a service that takes JSON by the name in `X-Amz-Target`, while nothing is judged.
+    pub(crate) fn json(&self, service: &str, target: &str, body: &Value) -> Value {
+        let target = format!("X-Amz-Target: {target}");
+        let headers = [&*scope(service), &target, "Content-Type: application/x-amz-json-1.1"];
+        let answer = self.send("POST", "/", &headers, &body.to_string());
+        serde_json::from_str(&answer).unwrap_or_else(|err| panic!("{target}: {err}: {answer}"))
+    }
+
+    /// Makes a bucket or an object, while nothing is judged.
+    pub(crate) fn put(&self, path: &str, body: &str) {
+        self.send("PUT", path, &[&scope("s3")], body);
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &[&str], body: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).expect("moto listens");
+        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let (host, length) = (self.address, body.len());
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        );
         stream.write_all(request.as_bytes()).expect("moto reads");
         let mut reply = String::new();
         stream.read_to_string(&mut reply).expect("moto answers");
-        assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+        assert!(reply.starts_with("HTTP/1.1 200 "), "{method} {path} {body}: {reply}");
+        reply.split_once("\r\n\r\n").expect("a head").1.to_owned()
     }
 
     fn iam(&self, action: &str, role: &str, args: &[&str]) {
@@ -89,4 +142,11 @@ impl Drop for Moto {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Tells moto which service a call is for, and proves nothing.
+fn scope(service: &str) -> String {
+    format!(
+        "Authorization: AWS4-HMAC-SHA256 Credential=any/20260101/{REGION}/{service}/aws4_request, SignedHeaders=host, Signature=none"
+    )
 }

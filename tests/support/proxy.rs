@@ -21,7 +21,11 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Forwards from `port` (0: a free one) to `target` on loopback.
     pub(crate) async fn start(port: u16, target: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("loopback");
+        Self::forward(TcpListener::bind(("127.0.0.1", port)).await.expect("loopback"), target)
+    }
+
+    /// Forwards what comes in there, which may be in another network namespace than `target`.
+    pub(crate) fn forward(listener: TcpListener, target: u16) -> Self {
         let port = listener.local_addr().expect("bound").port();
         let stalled = watch::Sender::new(false);
         let accepted = Arc::new(watch::Sender::new(0));

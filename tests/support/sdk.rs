@@ -92,7 +92,7 @@ impl Sdk {
 
 /// All the variables that a program sees; it inherits none.
 #[derive(Clone, Debug)]
-pub(crate) struct Environment(BTreeMap<&'static str, OsString>);
+pub(crate) struct Environment(BTreeMap<String, OsString>);
 
 impl Environment {
     /// No files of the user's, no instance metadata, and so far no source of credentials.
@@ -110,8 +110,14 @@ impl Environment {
     }
 
     /// Sets one variable: a token, a proxy, or one that a test wants to be wrong.
-    pub(crate) fn with(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
-        self.0.insert(name, value.into());
+    pub(crate) fn with(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
+        self.0.insert(name.into(), value.into());
+        self
+    }
+
+    /// Takes one variable away.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.0.remove(name);
         self
     }
 

@@ -1,0 +1,40 @@
+//! Every way to a role, each from the ServiceAccount to a call of a service, with the AccessDenied that must follow.
+//!
+//! A scenario is a file in `scenarios/` with one test of its name; `make scenarios` runs them all, and
+//! `cargo test --test scenarios NAME` one. What they are made of is `support/scenario.rs`: [`scenario::scenario`] gives a node and a Kubernetes
+//! namespace of their own, `it.aws` says what AWS has, `it.agent` starts the agent with the flags of that way, `it.pod` a pod, and `call` has boto3
+//! call a service from inside. To add one: copy `scenarios/annotated_service_account.rs`, and give it a line below.
+
+#[path = "support/agent.rs"]
+#[allow(unreachable_pub)]
+mod agent;
+#[path = "support/apiserver.rs"]
+mod apiserver;
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/moto.rs"]
+mod moto;
+#[path = "support/net.rs"]
+mod net;
+#[path = "support/netns.rs"]
+mod netns;
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/proxy.rs"]
+#[allow(dead_code)]
+mod proxy;
+#[path = "support/scenario.rs"]
+mod scenario;
+#[path = "support/sdk.rs"]
+mod sdk;
+#[path = "support/tenant.rs"]
+mod tenant;
+#[path = "support/two_sts.rs"]
+mod two_sts;
+
+#[path = "scenarios/annotated_service_account.rs"]
+mod annotated_service_account;
+#[path = "scenarios/irsa_annotation_untouched.rs"]
+mod irsa_annotation_untouched;
+#[path = "scenarios/microk8s_default_audience.rs"]
+mod microk8s_default_audience;

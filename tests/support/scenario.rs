@@ -1,0 +1,344 @@
+//! What a scenario is made of: a cluster, a node with the agent, pods with real SDKs, and an AWS of two judges.
+//!
+//! Real are the kube-apiserver, the agent (the binary that ships, with the ServiceAccount and the rights that ship), the kernel between pod and
+//! node, and the SDK. AWS is [`Aws`]. Each scenario has a node, an agent and an AWS of its own; the API server is one for all.
+// Clippy allows it in test functions, but not in what they are made of.
+#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+
+use aws_sdk_sts::config::Credentials;
+use rolecall::emulator::{self, Emulator, IssuerConfig, RoleConfig, UserConfig};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::agent::Agent;
+use crate::apiserver::ApiServer;
+use crate::moto::{self, Moto};
+use crate::net;
+use crate::netns::{NODE_IP, Node};
+use crate::proxy::Proxy;
+use crate::sdk::{Environment, tool};
+use crate::tenant::{RunningPod, Shape, Tenant, pod_object};
+use crate::two_sts::TwoSts;
+
+/// What the README tells users to set in a pod.
+pub const VARIABLES: [(&str, &str); 4] = [
+    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://169.254.170.23:9902/v1/credentials"),
+    ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "rolecall"),
+    ("AWS_REGION", moto::REGION),
+    ("AWS_DEFAULT_REGION", moto::REGION),
+];
+
+/// Plays a scenario on a node and in a Kubernetes namespace of its own, both named for it. Not at all where this machine has no
+/// network namespaces, which has been said, and is a failure under `CI`.
+pub fn scenario(name: &'static str, play: impl AsyncFnOnce(&Scenario) + Send) {
+    scenario_on(name, ApiServer::shared, play);
+}
+
+/// The same with another API server than Kubernetes 1.36's.
+pub fn scenario_on(
+    name: &'static str,
+    server: impl FnOnce() -> &'static ApiServer,
+    play: impl AsyncFnOnce(&Scenario) + Send,
+) {
+    let Some(node) = Node::new(name) else { return };
+    // It listens on loopback, outside of all nodes; each node sees it at the same address.
+    let server = server();
+    let port = server.port();
+    let listener = node.run(async || std::net::TcpListener::bind(("127.0.0.1", port)).unwrap());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            listener.set_nonblocking(true).unwrap();
+            let _forwarding = Proxy::forward(TcpListener::from_std(listener).unwrap(), port);
+            std::future::pending::<()>().await
+        });
+    });
+    net::install(&node, &[]);
+    node.run(async || {
+        let name = name.replace('_', "-");
+        let tenant = Tenant::new(server, &name, json!({})).await;
+        let aws = Aws::new(server, &node);
+        play(&Scenario { name, node: &node, server, aws, tenant, pods: AtomicU16::new(10) }).await;
+    });
+}
+
+/// The parts of one scenario. It derefs to its Kubernetes namespace.
+pub struct Scenario<'n> {
+    /// With hyphens: the name of the node and of the namespace.
+    pub name: String,
+    pub node: &'n Node,
+    pub server: &'static ApiServer,
+    pub aws: Aws<'n>,
+    tenant: Tenant,
+    pods: AtomicU16,
+}
+
+impl Deref for Scenario<'_> {
+    type Target = Tenant;
+    fn deref(&self) -> &Tenant {
+        &self.tenant
+    }
+}
+
+impl Scenario<'_> {
+    /// The agent of the node, on its default addresses, when it is ready. It has a region, and what `args` say.
+    pub async fn agent(&self, args: &[&str]) -> Agent {
+        self.agent_by(self.node.command(crate::agent::ROLECALL), args).await
+    }
+
+    /// The same by a command of the scenario's: the agent with variables of its own.
+    pub async fn agent_by(&self, command: Command, args: &[&str]) -> Agent {
+        let kubeconfig = self.server.agent_kubeconfig(&self.name);
+        let socket = format!("/run/{}.sock", self.name);
+        let agent = Agent::start_by(command, &self.name, &socket, &kubeconfig, args);
+        agent.until_ready().await;
+        agent
+    }
+
+    /// One more Kubernetes namespace.
+    pub async fn namespace(&self, name: &str, labels: Value) -> Tenant {
+        Tenant::new(self.server, name, labels).await
+    }
+
+    /// A pod of `account` with the variables that the README tells users to set.
+    pub async fn pod(&self, account: &str) -> App {
+        self.start(&self.tenant, &self.object(account, &VARIABLES)).await
+    }
+
+    /// The object of such a pod, for the scenario to change.
+    pub fn object(&self, account: &str, variables: &[(&str, &str)]) -> Value {
+        let number = self.pods.fetch_add(1, Ordering::Relaxed);
+        let mut object = pod_object(&self.name, &format!("{account}-{number}"), account);
+        object["spec"]["containers"][0]["env"] =
+            variables.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        object
+    }
+
+    /// Makes the object, and does as the kubelet does with what the API server has made of it.
+    pub async fn start(&self, tenant: &Tenant, object: &Value) -> App {
+        let number = self.pods.fetch_add(1, Ordering::Relaxed);
+        let pod = RunningPod::start(tenant, self.node, number, Shape::Routed, object, true).await;
+        let container = &pod.object["spec"]["containers"][0];
+        let mut variables = BTreeMap::new();
+        for from in container["envFrom"].as_array().unwrap_or(&Vec::new()) {
+            let name = from["configMapRef"]["name"].as_str().expect("only ConfigMaps are known here");
+            let map = tenant.get(&tenant.path("configmaps", name)).await;
+            for (name, value) in map["data"].as_object().unwrap() {
+                variables.insert(name.clone(), value.as_str().unwrap().to_owned());
+            }
+        }
+        // These win over those.
+        for one in container["env"].as_array().unwrap_or(&Vec::new()) {
+            let value = one["value"].as_str().expect("only values are known here");
+            variables.insert(one["name"].as_str().unwrap().to_owned(), value.to_owned());
+        }
+        App { pod, variables, moto: self.aws.moto.endpoint() }
+    }
+}
+
+/// A pod in which an application runs: an unchanged SDK with the pod's own variables.
+pub struct App {
+    pod: RunningPod,
+    /// As the kubelet would set them.
+    pub variables: BTreeMap<String, String>,
+    moto: String,
+}
+
+impl Deref for App {
+    type Target = RunningPod;
+    fn deref(&self) -> &RunningPod {
+        &self.pod
+    }
+}
+
+impl App {
+    /// What an SDK in the pod sees: its variables, and where the services are. STS is not among them: the application calls none.
+    pub fn environment(&self) -> Environment {
+        let services = ["S3", "KMS", "SECRETS_MANAGER"].map(|name| format!("AWS_ENDPOINT_URL_{name}"));
+        let environment = Environment::new().without("AWS_EC2_METADATA_DISABLED");
+        let environment = services.into_iter().fold(environment, |all, name| all.with(name, &self.moto));
+        self.variables.iter().fold(environment, |all, (name, value)| all.with(name, value))
+    }
+
+    /// One call by boto3: `call("s3", "get_object", …)` with its parameters. The error is boto3's.
+    pub fn call(&self, service: &str, operation: &str, parameters: &Value) -> Result<Value, String> {
+        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/python/boto3_call.py");
+        let mut command = self.command(&tool("python", "python"));
+        self.environment().apply(&mut command);
+        let output = command.args([program, service, operation, &parameters.to_string()]).output().unwrap();
+        if output.status.success() {
+            Ok(serde_json::from_slice(&output.stdout).unwrap())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// The same, and it must be so.
+    pub fn must(&self, service: &str, operation: &str, parameters: &Value) -> Value {
+        self.call(service, operation, parameters).unwrap_or_else(|err| panic!("{service} {operation}: {err}"))
+    }
+
+    /// The service itself refuses it: the keys are good, and the role's policy does not allow the call.
+    pub fn is_denied_by(&self, service: &str, operation: &str, parameters: &Value) {
+        let said = self.call(service, operation, parameters).expect_err("the role does not allow it");
+        // Where boto3 expects JSON, it shows moto's XML as it is.
+        let denied = said.contains("An error occurred (") && said.contains("AccessDenied");
+        assert!(denied, "{service} {operation}: {said}");
+    }
+
+    /// The agent gives it keys of that role: now, or when what was changed in the cluster counts.
+    pub async fn has_role(&self, role: &str) {
+        assert_eq!(self.credentials("169.254.170.23:9902".parse().unwrap()).await["RoleArn"], role);
+    }
+
+    /// The agent refuses with that code, and the SDK has no credentials.
+    pub async fn is_refused_with(&self, code: &str) {
+        let to = "169.254.170.23:9902".parse().unwrap();
+        let (answer, _) = self.until(to, crate::agent::SOON, |answer| answer.status != 503).await;
+        assert_eq!(answer.code(), code, "{answer:?}");
+        let said = self.call("s3", "list_buckets", &json!({})).expect_err("there are no credentials");
+        assert!(said.contains("CredentialRetrievalError") || said.contains("NoCredentialsError"), "{said}");
+    }
+}
+
+/// What AWS is here: the emulator judges tokens and trust policies, moto issues the keys and enforces roles' policies at its services.
+///
+/// A scenario first says what there is (nothing is judged yet, so `moto` takes any call), then calls [`Aws::open`].
+pub struct Aws<'n> {
+    node: &'n Node,
+    pub moto: Arc<Moto>,
+    /// Without `https://`.
+    pub issuer: String,
+    config: Mutex<emulator::Config>,
+}
+
+impl<'n> Aws<'n> {
+    fn new(server: &ApiServer, node: &'n Node) -> Self {
+        let url = server.issuer();
+        let issuer = url.trim_start_matches("https://").to_owned();
+        let provider = IssuerConfig { url, jwks: Some(server.jwks().into()), ..IssuerConfig::default() };
+        let config = emulator::Config { issuers: vec![provider], ..emulator::Config::default() };
+        Self { node, moto: Arc::new(Moto::start_at(NODE_IP)), issuer, config: Mutex::new(config) }
+    }
+
+    /// Changes what the emulator will be told: providers, faults.
+    pub fn configure(&self, change: impl FnOnce(&mut emulator::Config)) {
+        change(&mut self.config.lock().unwrap());
+    }
+
+    /// A trust policy's statement: the ServiceAccount by a token with that audience.
+    pub fn trusts(&self, tenant: &Tenant, account: &str, audience: &str) -> Value {
+        let (issuer, namespace) = (&self.issuer, &tenant.namespace);
+        json!({
+            "Effect": "Allow",
+            "Principal": {"Federated": format!("arn:aws:iam::{}:oidc-provider/{issuer}", moto::ACCOUNT)},
+            "Action": "sts:AssumeRoleWithWebIdentity",
+            "Condition": {"StringEquals": {
+                format!("{issuer}:aud"): audience,
+                format!("{issuer}:sub"): format!("system:serviceaccount:{namespace}:{account}"),
+            }},
+        })
+    }
+
+    /// A role, and its ARN: `trust` and `policy` are statements.
+    pub fn role(&self, name: &str, trust: &Value, policy: &Value) -> String {
+        let arn = format!("arn:aws:iam::{}:role/{name}", moto::ACCOUNT);
+        let role = RoleConfig { arn: arn.clone(), trust_policy: document(trust), ..RoleConfig::default() };
+        self.configure(|config| config.roles.push(role));
+        // The emulator judges who is trusted.
+        let all =
+            document(&json!({"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}));
+        let fields = [("RoleName", name), ("AssumeRolePolicyDocument", &all.to_string())];
+        self.moto.query("iam", "CreateRole", &fields);
+        let policy = document(policy).to_string();
+        let fields = [("RoleName", name), ("PolicyName", name), ("PolicyDocument", &policy)];
+        self.moto.query("iam", "PutRolePolicy", &fields);
+        arn
+    }
+
+    /// An IAM user, and its access key's id and secret: `policy` is a statement.
+    pub fn user(&self, name: &str, policy: &Value) -> (String, String) {
+        self.moto.query("iam", "CreateUser", &[("UserName", name)]);
+        let policy = document(policy).to_string();
+        let fields = [("UserName", name), ("PolicyName", name), ("PolicyDocument", &policy)];
+        self.moto.query("iam", "PutUserPolicy", &fields);
+        let made = self.moto.query("iam", "CreateAccessKey", &[("UserName", name)]);
+        let element = |name: &str| {
+            let value = made.split_once(&format!("<{name}>")).and_then(|(_, rest)| rest.split_once('<'));
+            value.unwrap_or_else(|| panic!("no {name}: {made}")).0.to_owned()
+        };
+        let (id, secret) = (element("AccessKeyId"), element("SecretAccessKey"));
+        let user = UserConfig {
+            arn: format!("arn:aws:iam::{}:user/{name}", moto::ACCOUNT),
+            access_key_id: id.clone(),
+            secret_access_key: secret.clone().into(),
+        };
+        self.configure(|config| config.users.push(user));
+        (id, secret)
+    }
+
+    /// From now on every call is judged. Returns STS, and its URL for the agent.
+    pub fn open(&self) -> (Emulator, String) {
+        let (emulator, at) = self.open_at(&format!("{NODE_IP}:0"), None);
+        (emulator, format!("http://{at}"))
+    }
+
+    /// The same at an address of the scenario's choice.
+    pub fn open_at(&self, at: &str, tls: Option<TlsAcceptor>) -> (Emulator, std::net::SocketAddr) {
+        self.moto.enforce_iam();
+        let (config, moto) = (self.config.lock().unwrap().clone(), Arc::clone(&self.moto));
+        let users = config.users.iter().map(|user| {
+            let secret = secrecy::ExposeSecret::expose_secret(&user.secret_access_key);
+            Credentials::new(&user.access_key_id, secret, None, None, "user")
+        });
+        let users = users.collect();
+        let at = at.to_owned();
+        let (sender, started) = std::sync::mpsc::channel();
+        self.node.serve(async move || {
+            let judge = Emulator::bind(config, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let gate = TwoSts::new(judge.url(), moto, users);
+            let listener = TcpListener::bind(&at).await.unwrap();
+            sender.send((judge.emulator(), listener.local_addr().unwrap())).unwrap();
+            tokio::join!(judge.serve(), gate.serve(listener, tls));
+        });
+        started.recv().unwrap()
+    }
+
+    /// A bucket `name` with the object `key`, which reads `text`.
+    pub fn bucket(&self, name: &str, key: &str, text: &str) {
+        let here = format!("<LocationConstraint>{}</LocationConstraint>", moto::REGION);
+        let here = format!("<CreateBucketConfiguration>{here}</CreateBucketConfiguration>");
+        self.moto.put(&format!("/{name}"), &here);
+        self.moto.put(&format!("/{name}/{key}"), text);
+    }
+
+    /// A secret, and its ARN.
+    pub fn secret(&self, name: &str, text: &str) -> String {
+        let body = json!({"Name": name, "SecretString": text});
+        let made = self.moto.json("secretsmanager", "secretsmanager.CreateSecret", &body);
+        made["ARN"].as_str().unwrap().to_owned()
+    }
+
+    /// A KMS key, and its id.
+    pub fn key(&self) -> String {
+        let made = self.moto.json("kms", "TrentService.CreateKey", &json!({}));
+        made["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned()
+    }
+}
+
+/// A statement that allows calls: `s3:GetObject` on an ARN. At moto, only S3 and STS look at resources; elsewhere it must be `*`.
+pub fn allow(action: &str, resource: &str) -> Value {
+    json!({"Effect": "Allow", "Action": action, "Resource": resource})
+}
+
+/// A policy of one statement, or of several.
+fn document(statements: &Value) -> Value {
+    json!({"Version": "2012-10-17", "Statement": statements})
+}
