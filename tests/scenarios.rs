@@ -34,6 +34,8 @@ mod two_sts;
 
 #[path = "scenarios/annotated_service_account.rs"]
 mod annotated_service_account;
+#[path = "scenarios/application_assumes_a_role_itself.rs"]
+mod application_assumes_a_role_itself;
 #[path = "scenarios/irsa_annotation_untouched.rs"]
 mod irsa_annotation_untouched;
 #[path = "scenarios/microk8s_default_audience.rs"]
