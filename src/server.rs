@@ -1,8 +1,10 @@
 //! Accept loop: a connection becomes a Caller (evidence) and a task of its own.
 
+mod direct;
 pub mod ecs;
 pub mod limits;
 pub mod reply;
+pub mod visitor;
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -20,6 +22,7 @@ use tokio::time::{Instant, timeout};
 use self::ecs::Endpoint;
 use self::limits::Limits;
 use self::reply::RequestError;
+use self::visitor::Visitor;
 use crate::identity::evidence::Source;
 use crate::shutdown::Drain;
 
@@ -97,8 +100,8 @@ pub async fn serve(
             }
             // Before a byte is parsed: who it is does not hang on what it says.
             let caller = arrival.caller().await;
-            let waited = arrived.elapsed();
-            let answers = ecs::Connection::new(endpoint, caller, admission, waited);
+            let visitor = Visitor::new(caller, admission, arrived.elapsed());
+            let answers = ecs::Connection::new(endpoint, visitor);
             connection(stream, answers, drain).await;
         });
     }

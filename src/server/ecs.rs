@@ -2,22 +2,21 @@
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HOST, ORIGIN, REFERER};
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::limits::Admission;
+use super::direct;
 use super::reply::{self, Refusal, RequestError};
+use super::visitor::Visitor;
 use crate::audit::{Asked, Audit};
 use crate::broker::{Broker, Trail};
 use crate::credentials::Credentials;
@@ -29,8 +28,6 @@ use crate::role::RolePlan;
 pub const PATH: &str = "/v1/credentials";
 /// The shortest read timeout of an SDK is 1.0 s (Java, C++, PHP, JS v2); the answer must be there before.
 pub(crate) const HOLD: Duration = Duration::from_millis(900);
-/// No SDK comes near; a 4 KB token leaves room.
-const MAX_HEADER_BYTES: usize = 8 * 1024;
 
 /// What all connections of one agent share.
 pub struct Endpoint {
@@ -52,21 +49,16 @@ impl Endpoint {
     }
 }
 
-/// One connection: who is calling, and what that may take of the agent.
+/// One connection.
 pub struct Connection {
     endpoint: Arc<Endpoint>,
-    caller: Caller,
-    admission: Admission,
-    /// How long the connection waited for its turn, and for its evidence.
-    waited: Duration,
-    /// That turn was the first request's as well.
-    asked: AtomicBool,
+    visitor: Visitor,
 }
 
 impl Connection {
-    /// A connection from `caller` that was accepted so long ago.
-    pub fn new(endpoint: Arc<Endpoint>, caller: Caller, admission: Admission, waited: Duration) -> Arc<Self> {
-        Arc::new(Self { endpoint, caller, admission, waited, asked: AtomicBool::new(false) })
+    /// A connection of `visitor`.
+    pub fn new(endpoint: Arc<Endpoint>, visitor: Visitor) -> Arc<Self> {
+        Arc::new(Self { endpoint, visitor })
     }
 
     /// Answers one request. The deadline runs from the end of its head.
@@ -91,16 +83,17 @@ impl Connection {
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         let endpoint = &*self.endpoint;
         let mut trail = Trail::default();
-        let answer = match self.turn().await.and(checked) {
+        let deadline = begun + self.visitor.left_of(HOLD);
+        let answer = match self.visitor.turn().await.and(checked) {
             Ok(presented) => endpoint
                 .broker
-                .credentials(&self.caller, &presented, begun + self.hold(), &mut trail)
+                .credentials(self.visitor.caller(), &presented, deadline, &mut trail)
                 .await
                 .map_err(Refusal::Broker),
             Err(refused) => Err(Refusal::Request(refused)),
         };
-        self.asked.store(true, Ordering::Relaxed);
-        let asked = Asked { begun, caller: &self.caller, trail: &trail };
+        self.visitor.answered();
+        let asked = Asked { begun, caller: self.visitor.caller(), trail: &trail };
         Ok(match answer {
             Ok(served) => {
                 endpoint.audit.granted(&asked, &served);
@@ -111,16 +104,6 @@ impl Connection {
                 reply::refusal(&refusal, &request_id, &endpoint.instance)
             }
         })
-    }
-
-    /// The first request's was the connection's.
-    async fn turn(&self) -> Result<(), RequestError> {
-        if self.asked.load(Ordering::Relaxed) { self.admission.turn().await } else { Ok(()) }
-    }
-
-    /// The first request, whose head mostly came with the connection, has waited with it.
-    fn hold(&self) -> Duration {
-        if self.asked.load(Ordering::Relaxed) { HOLD } else { HOLD.saturating_sub(self.waited) }
     }
 }
 
@@ -135,38 +118,9 @@ impl Endpoint {
 }
 
 impl Endpoint {
-    /// The rules that need no identity, in one pass over the headers. What Authorization holds is read here, and judged
-    /// by [`crate::identity`].
+    /// The rules that need no identity. What Authorization holds is read here, and judged by [`crate::identity`].
     fn check<B>(&self, request: &Request<B>) -> Result<Presented, RequestError> {
-        let (mut bytes, mut host, mut authorization) = (0, None, None);
-        for (name, value) in request.headers() {
-            bytes += name.as_str().len() + value.len();
-            if name == HOST {
-                if host.replace(value).is_some() {
-                    return Err(RequestError::NotDirect("two Host headers"));
-                }
-            } else if name == AUTHORIZATION {
-                if authorization.replace(value).is_some() {
-                    return Err(RequestError::NotDirect("two Authorization headers"));
-                }
-            } else if name == ORIGIN || name == REFERER || name.as_str().starts_with("sec-fetch-") {
-                return Err(RequestError::NotDirect("a browser sent this"));
-            } else if name == "x-forwarded-for" || name == "forwarded" {
-                return Err(RequestError::NotDirect("a proxy sent this"));
-            }
-        }
-        if bytes > MAX_HEADER_BYTES {
-            return Err(RequestError::HeadersTooLarge);
-        }
-        // A rebound DNS name shows in Host; only our literal addresses are ours. HTTP/1.0 needs no Host.
-        match host {
-            Some(host) if self.is_ours(host) => {}
-            None if request.version() == Version::HTTP_10 => {}
-            _ => return Err(RequestError::NotDirect("the Host header names another address")),
-        }
-        if request.uri().authority().is_some() {
-            return Err(RequestError::NotDirect("the request is meant for a proxy"));
-        }
+        let authorization = direct::check(request, &self.hosts)?;
         if request.uri().path() != PATH || request.uri().query().is_some() {
             return Err(RequestError::NotFound);
         }
@@ -174,21 +128,6 @@ impl Endpoint {
             return Err(RequestError::MethodNotAllowed);
         }
         Ok(authorization.map_or(Presented::Nothing, |value| Presented::new(value.as_bytes())))
-    }
-
-    fn is_ours(&self, host: &HeaderValue) -> bool {
-        let Ok(host) = host.to_str() else { return false };
-        // With its port, or without: SDKs leave 80 out, and so does a redirect.
-        let address = match host.parse::<SocketAddr>() {
-            // A zone names a link, which none of ours does.
-            Ok(_) if host.contains('%') => None,
-            Ok(at) => Some(at.ip()),
-            Err(_) => match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-                Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-                None => host.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
-            },
-        };
-        address.is_some_and(|address| self.hosts.contains(&address))
     }
 }
 
