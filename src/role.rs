@@ -4,6 +4,7 @@
 //! (`InvalidPlan`), because an older agent must never drop a restriction that a newer one would honour.
 
 pub mod arn;
+pub mod pod_annotation;
 pub mod session_name;
 
 use std::collections::BTreeMap;
@@ -52,6 +53,12 @@ pub enum Error {
         /// The caller's ServiceAccount.
         account: ServiceAccountName,
     },
+    /// `--role-source=pod-annotation`, and the pod has no annotation.
+    #[error("the pod has no role: this agent takes it from the pod's annotation {}", pod_annotation::ROLE)]
+    NoPodRole {
+        /// The caller's ServiceAccount.
+        account: ServiceAccountName,
+    },
     /// The annotation's value is not a role ARN.
     #[error("ServiceAccount {account}: {annotation}: {value:?} is not a role ARN ({reason})")]
     InvalidRole {
@@ -74,6 +81,18 @@ pub enum Error {
         /// What would be right.
         reason: String,
     },
+    /// The pod's namespace does not permit this role.
+    #[error("pods of ServiceAccount {account} may not have {role}: their namespace's {annotation}: {reason}")]
+    NotPermitted {
+        /// The caller's ServiceAccount.
+        account: ServiceAccountName,
+        /// The role that its pod asks for.
+        role: RoleArn,
+        /// The namespace's annotation that decides.
+        annotation: &'static str,
+        /// Why not.
+        reason: String,
+    },
     /// `--allow-role` does not allow this role to this namespace.
     #[error("ServiceAccount {account} may not have {role}: no --allow-role entry of this agent matches")]
     NotAllowed {
@@ -88,10 +107,10 @@ impl Error {
     /// The fixed word of the README's table of answers: metric label, log field and response code.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NoRole { .. } => "NoRole",
+            Self::NoRole { .. } | Self::NoPodRole { .. } => "NoRole",
             Self::InvalidRole { .. } => "InvalidRole",
             Self::InvalidPlan { .. } => "InvalidPlan",
-            Self::NotAllowed { .. } => "RoleNotAllowed",
+            Self::NotPermitted { .. } | Self::NotAllowed { .. } => "RoleNotAllowed",
         }
     }
 }

@@ -83,10 +83,7 @@ impl Template {
             .replace("{pod}", pod.unwrap_or_default())
             .replace("{node}", &self.node)
             .replace("{cluster}", &self.cluster);
-        let clean: String = full
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || "_+=,.@-".contains(c) { c } else { '-' })
-            .collect();
+        let clean = clean(&full);
         if (2..=MAX).contains(&clean.len()) {
             return SessionName(clean.into());
         }
@@ -97,4 +94,9 @@ impl Template {
         let kept: String = clean.chars().take(MAX - 1 - HASH_DIGITS).collect();
         SessionName(format!("{kept}-{hash}").into())
     }
+}
+
+/// What STS takes of `text`; anything else becomes a hyphen, braces too.
+pub(super) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii_alphanumeric() || "_+=,.@-".contains(c) { c } else { '-' }).collect()
 }

@@ -125,11 +125,13 @@ impl Refusal {
                 broker::Error::NotWatchedYet(_) => StatusCode::SERVICE_UNAVAILABLE,
                 broker::Error::Role(err) => match err {
                     // 404 ends it for every SDK but botocore, JS and Ruby: nothing here will change by asking again.
-                    role::Error::NoRole { .. } => StatusCode::NOT_FOUND,
+                    role::Error::NoRole { .. } | role::Error::NoPodRole { .. } => StatusCode::NOT_FOUND,
                     role::Error::InvalidRole { .. } | role::Error::InvalidPlan { .. } => {
                         StatusCode::BAD_REQUEST
                     }
-                    role::Error::NotAllowed { .. } => StatusCode::FORBIDDEN,
+                    role::Error::NotPermitted { .. } | role::Error::NotAllowed { .. } => {
+                        StatusCode::FORBIDDEN
+                    }
                 },
                 broker::Error::Exchange(err) => match err {
                     exchange::Error::Sts(sts::Error::Denied { .. }) => StatusCode::FORBIDDEN,
