@@ -18,7 +18,7 @@ use crate::cache::Cache;
 use crate::cluster::watch::WatchHealth;
 use crate::cluster::{Cluster, api, client};
 use crate::config::{self, Config, Kube};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Keys};
 use crate::exchange::Exchange;
 use crate::identity::Identity;
 use crate::identity::authorization::{Authorization, TokenSource};
@@ -258,8 +258,8 @@ impl RegionalSts {
     async fn connect(&self, config: &Config, api: &api::KubeApi) -> Result<()> {
         let region = match (&config.region, &config.sts_endpoint_url) {
             (Some(region), _) => region.clone(),
-            // Only a signature would use it, and this call has none.
-            (None, Some(_)) => "unused".to_owned(),
+            // Only signatures name it. Where an STS of one's own looks at it, this is what such programs call themselves.
+            (None, Some(_)) => "us-east-1".to_owned(),
             (None, None) => self.region_of_node(api).await?,
         };
         let client =
@@ -297,9 +297,24 @@ impl Sts for RegionalSts {
     ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
         match self.0.get() {
             Some(client) => client.assume_role_with_web_identity(plan, token),
-            None => Box::pin(async { Err(sts::Error::Away("this node's region is not known yet".into())) }),
+            None => Box::pin(async { Err(no_region()) }),
         }
     }
+
+    fn assume_role<'a>(
+        &'a self,
+        plan: &'a RolePlan,
+        keys: &'a Keys,
+    ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
+        match self.0.get() {
+            Some(client) => client.assume_role(plan, keys),
+            None => Box::pin(async { Err(no_region()) }),
+        }
+    }
+}
+
+fn no_region() -> sts::Error {
+    sts::Error::Away("this node's region is not known yet".into())
 }
 
 async fn trim() {

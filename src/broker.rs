@@ -8,7 +8,7 @@ use crate::cache::{Cache, Served};
 use crate::identity::authorization::Presented;
 use crate::identity::{AttestedPod, Caller, Identity};
 use crate::metrics::Metrics;
-use crate::role::RolePlan;
+use crate::role::{RoleName, RolePlan};
 use crate::service_accounts::ServiceAccounts;
 use crate::token::shown::ShownTokens;
 use crate::{exchange, identity, role};
@@ -47,6 +47,8 @@ impl Error {
 pub struct Trail {
     /// The caller.
     pub attested: Option<AttestedPod>,
+    /// Which of its roles was asked for, if not the default one.
+    pub role: Option<RoleName>,
     /// Its plan.
     pub plan: Option<Arc<RolePlan>>,
 }
@@ -73,7 +75,7 @@ impl Broker {
     }
 
     /// Credentials for `caller`: the evidence about a connection, taken when it was accepted; and what this request
-    /// presents in Authorization.
+    /// presents in Authorization. `trail.role` names the role, if it is not the default one.
     ///
     /// `deadline` covers every wait on the path; a cached answer waits for nothing.
     ///
@@ -90,7 +92,7 @@ impl Broker {
         self.metrics.attested(attested.as_ref().map_or_else(identity::Error::code, |_| "ok"));
         let pod = attested?;
         trail.attested = Some(pod.clone());
-        let plan = self.plan(&pod, deadline).await?;
+        let plan = self.plan(&pod, trail.role.as_ref(), deadline).await?;
         trail.plan = Some(Arc::clone(&plan));
         let shows = self.take(&pod, &plan, presented)?;
         let (lookup, answer) = self.cache.fresh_or_fetch(&plan, deadline).await;
@@ -105,25 +107,31 @@ impl Broker {
     }
 
     /// Does the pod show the token that STS is to see? Only with `--token-source=caller`.
-    fn take(&self, pod: &AttestedPod, plan: &RolePlan, presented: &Presented) -> Result<bool, Error> {
+    fn take(&self, pod: &AttestedPod, plan: &Arc<RolePlan>, presented: &Presented) -> Result<bool, Error> {
         let (Some(shown), Some(token)) = (&self.shown, presented.token()) else { return Ok(false) };
-        let taken = shown.take(pod.pod(), &plan.audience, token);
+        let Some(audience) = plan.audience() else { return Ok(false) };
+        let taken = shown.take(pod.pod(), audience, token);
         let taken = taken.map_err(identity::Error::AuthorizationInvalid)?;
         if taken {
-            self.cache.token_shown(&plan.key());
+            self.cache.token_shown(plan);
         }
         Ok(taken)
     }
 
     /// What the pod's ServiceAccount asks for, as its watch last showed it; a new one's watch may yet have to speak.
-    async fn plan(&self, pod: &AttestedPod, deadline: Instant) -> Result<Arc<RolePlan>, Error> {
+    async fn plan(
+        &self,
+        pod: &AttestedPod,
+        role: Option<&RoleName>,
+        deadline: Instant,
+    ) -> Result<Arc<RolePlan>, Error> {
         let account = &pod.pod().service_account;
-        if let Some(plan) = self.accounts.plan(account) {
+        if let Some(plan) = self.accounts.plan(account, role) {
             return Ok(plan?.for_pod(pod.pod()));
         }
         let mut changes = self.accounts.changes();
         loop {
-            if let Some(plan) = self.accounts.plan(account) {
+            if let Some(plan) = self.accounts.plan(account, role) {
                 return Ok(plan?.for_pod(pod.pod()));
             }
             if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {

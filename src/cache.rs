@@ -1,12 +1,13 @@
 //! One flight per plan, renewal ahead of time, and never the expired: what stands between callers and STS.
 //!
 //! Each plan in use has a keeper task that fetches, renews and backs off. Callers only read what it published,
-//! or wait for it; so a caller that hangs up ends nothing, and a thousand callers cost one flight.
+//! or wait for it; so a caller that hangs up ends nothing, and a thousand callers cost one flight. A plan's first hop is an
+//! entry of its own: all that stand on it share its session, its flight, and its refusal.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -17,10 +18,11 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::credentials::{Credentials, LEAST_LEFT};
-use crate::exchange::{Error, Exchange, Fetched};
+use crate::credentials::{Credentials, Keys, LEAST_LEFT};
+use crate::exchange::{Before, Error, Exchange, Fetched};
 use crate::identity::pods::PodUid;
-use crate::role::{PlanKey, RolePlan};
+use crate::role::{Base, By, PlanKey, RolePlan};
+use crate::token::BoundToken;
 use crate::{server, time};
 
 /// A refusal by STS is remembered this long at first, doubled each time, so that an SDK's own retries cost one call.
@@ -32,6 +34,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 const ASKED_FOR: Duration = Duration::from_secs(3);
 /// A new pod of a refused plan may cause one more try, this often.
 const NEW_POD: Duration = Duration::from_secs(60);
+/// How long a second hop's flight waits for the first hop's session: longer than one TokenRequest and one call of STS take.
+const HOP_BEFORE: Duration = Duration::from_secs(15);
 
 /// Credentials as they are served: the answer's bytes, built once, and until when they are good.
 pub struct Served {
@@ -43,9 +47,11 @@ pub struct Served {
     pub token_id: Option<Arc<str>>,
     /// STS's own id of the answer.
     pub sts_request_id: Option<Arc<str>>,
+    /// What a second hop is signed with.
+    keys: Keys,
     /// The pods that have been given these keys.
     given_to: Mutex<HashSet<PodUid>>,
-    /// This node's wall clock when STS was asked: what `not-before` is compared with.
+    /// This node's wall clock when STS was asked for the oldest hop of it: what `not-before` is compared with.
     issued: Timestamp,
     /// Both clocks must agree that it is still good: the monotonic one stands still while a laptop sleeps, the
     /// wall clock may be set.
@@ -55,18 +61,21 @@ pub struct Served {
 }
 
 impl Served {
-    fn new(fetched: &Fetched, plan: &RolePlan) -> Self {
-        let Credentials { life, access_key_id, request_id, .. } = &fetched.credentials;
+    fn new(fetched: Fetched, plan: &RolePlan) -> Self {
+        let body = server::ecs::document(&fetched.credentials, plan);
+        let Credentials { life, access_key_id, secret_access_key, session_token, request_id, .. } =
+            fetched.credentials;
         // Half the life, less up to a tenth at random, so that a node's plans do not renew in step.
-        let half = *life / 2;
+        let half = life / 2;
         let good = life.saturating_sub(LEAST_LEFT);
         Self {
-            body: server::ecs::document(&fetched.credentials, plan),
+            body,
             access_key_id: access_key_id.clone(),
-            token_id: fetched.token_id.clone(),
+            token_id: fetched.token_id,
             sts_request_id: request_id.as_deref().map(Into::into),
+            keys: Keys { access_key_id, secret_access_key, session_token: Some(session_token) },
             given_to: Mutex::default(),
-            issued: fetched.asked_wall,
+            issued: fetched.issued,
             good_until: fetched.asked + good,
             good_until_wall: time::plus(fetched.asked_wall, good),
             renew: fetched.asked + half.mul_f64(1.0 - 0.1 * fastrand::f64()),
@@ -77,6 +86,10 @@ impl Served {
     pub fn is_new_to(&self, pod: &PodUid) -> bool {
         let mut given_to = self.given_to.lock().expect("nothing panics while it holds this lock");
         !given_to.contains(pod) && given_to.insert(pod.clone())
+    }
+
+    fn before(&self) -> Before<'_> {
+        Before { keys: &self.keys, token_id: self.token_id.as_ref(), issued: self.issued }
     }
 
     fn usable(&self, plan: &RolePlan) -> bool {
@@ -175,7 +188,7 @@ impl Cache {
     /// # Errors
     /// The last flight's [`Error`]; a flight goes on when its caller's deadline has passed.
     pub async fn fresh_or_fetch(
-        &self,
+        self: &Arc<Self>,
         plan: &Arc<RolePlan>,
         deadline: Instant,
     ) -> (Lookup, Result<Arc<Served>, Error>) {
@@ -187,7 +200,7 @@ impl Cache {
     }
 
     /// Starts the first fetch ahead of the first question.
-    pub fn prefetch(&self, plan: &Arc<RolePlan>) {
+    pub fn prefetch(self: &Arc<Self>, plan: &Arc<RolePlan>) {
         self.entry(plan);
     }
 
@@ -197,29 +210,36 @@ impl Cache {
     }
 
     /// Another pod of this plan has come: a remembered refusal may be out of date, though not more than once a minute.
-    pub fn new_pod(&self, key: &PlanKey) {
-        let Some(entry) = self.entries.get(key).map(|entry| Arc::clone(&entry)) else { return };
-        let mut state = entry.lock();
-        if state.last_forgotten.is_none_or(|at| at.elapsed() >= NEW_POD) {
-            state.last_forgotten = Some(Instant::now());
-            entry.forget(&mut state);
+    pub fn new_pod(&self, plan: &Arc<RolePlan>) {
+        for entry in self.entries_of(plan) {
+            let mut state = entry.lock();
+            if state.last_forgotten.is_none_or(|at| at.elapsed() >= NEW_POD) {
+                state.last_forgotten = Some(Instant::now());
+                entry.forget(&mut state);
+            }
         }
     }
 
     /// A pod of this plan has shown its token: one that was missing is there now.
-    pub fn token_shown(&self, key: &PlanKey) {
-        let Some(entry) = self.entries.get(key).map(|entry| Arc::clone(&entry)) else { return };
-        let mut state = entry.lock();
-        state.shown += 1;
-        if state.failure.as_ref().is_some_and(|failure| failure.error.unshown()) {
-            entry.forget(&mut state);
+    pub fn token_shown(&self, plan: &Arc<RolePlan>) {
+        for entry in self.entries_of(plan) {
+            let mut state = entry.lock();
+            state.shown += 1;
+            if state.failure.as_ref().is_some_and(|failure| failure.error.unshown()) {
+                entry.forget(&mut state);
+            }
         }
     }
 
-    /// Takes the plans in use now: drops the others, and tells the rest of a new `not-before`.
-    pub fn retain(&self, in_use: &std::collections::HashMap<PlanKey, Arc<RolePlan>>) {
+    /// Takes the plans in use now, and the hops that they stand on: drops the others, and tells the rest of a new
+    /// `not-before`.
+    pub fn retain<'a>(&self, in_use: impl IntoIterator<Item = &'a Arc<RolePlan>>) {
+        let mut hops: HashMap<PlanKey, &Arc<RolePlan>> = HashMap::new();
+        for plan in in_use {
+            hops.extend(plan.hops().map(|hop| (hop.key(), hop)));
+        }
         self.entries.retain(|key, entry| {
-            let Some(plan) = in_use.get(key) else {
+            let Some(plan) = hops.get(key) else {
                 entry.stop();
                 return false;
             };
@@ -248,17 +268,26 @@ impl Cache {
         entries.iter().map(|entry| entry.status()).collect()
     }
 
-    fn entry(&self, plan: &Arc<RolePlan>) -> Arc<Entry> {
+    fn entry(self: &Arc<Self>, plan: &Arc<RolePlan>) -> Arc<Entry> {
         if let Some(entry) = self.entries.get(&plan.key()) {
             return Arc::clone(&entry);
         }
-        let entry = self.entries.entry(plan.key()).or_insert_with(|| Entry::start(plan, &self.exchange));
+        let entry = self.entries.entry(plan.key()).or_insert_with(|| Entry::start(plan, self));
         Arc::clone(&entry)
+    }
+
+    /// The entries of the plan and of the hops before it, as far as there are any: the first hop's first, so that the one that
+    /// stands on it finds it changed.
+    fn entries_of(&self, plan: &Arc<RolePlan>) -> Vec<Arc<Entry>> {
+        let entry = |hop: &Arc<RolePlan>| self.entries.get(&hop.key()).map(|entry| Arc::clone(&entry));
+        let mut entries: Vec<Arc<Entry>> = plan.hops().filter_map(entry).collect();
+        entries.reverse();
+        entries
     }
 }
 
 impl Entry {
-    fn start(plan: &Arc<RolePlan>, exchange: &Arc<Exchange>) -> Arc<Self> {
+    fn start(plan: &Arc<RolePlan>, cache: &Arc<Cache>) -> Arc<Self> {
         let entry = Arc::new(Self {
             plan: ArcSwap::new(Arc::clone(plan)),
             current: ArcSwapOption::empty(),
@@ -268,7 +297,8 @@ impl Entry {
             callers: AtomicU64::new(0),
             keeper: Mutex::new(None),
         });
-        let keeper = tokio::spawn(keep(Arc::clone(&entry), Arc::clone(exchange))).abort_handle();
+        let keeper = keep(Arc::clone(&entry), Arc::downgrade(cache), Arc::clone(&cache.exchange));
+        let keeper = tokio::spawn(keeper).abort_handle();
         *entry.keeper.lock().expect("nothing panics while it holds this lock") = Some(keeper);
         entry
     }
@@ -322,7 +352,7 @@ impl Entry {
 
     /// Takes a plan under the same key whose `not-before` differs.
     fn adopt(&self, plan: &Arc<RolePlan>) {
-        if **self.plan.load() != **plan {
+        if self.plan.load().not_before != plan.not_before {
             self.plan.store(Arc::clone(plan));
             self.forget(&mut self.lock());
         }
@@ -346,6 +376,7 @@ impl Entry {
         serde_json::json!({
             "service_account": plan.account.to_string(),
             "role_arn": plan.role.as_str(),
+            "base_role_arn": plan.before().map(|before| before.role.as_str()),
             "session_name": plan.session_name.as_str(),
             "access_key_id": current.as_ref().map(|served| served.access_key_id.clone()),
             "good_until": current.as_ref().map(|served| served.good_until_wall.to_string()),
@@ -364,7 +395,7 @@ impl Drop for Cache {
 }
 
 /// Fetches, publishes, and sleeps until there is a reason to fetch again; ended by [`Entry::stop`].
-async fn keep(entry: Arc<Entry>, exchange: Arc<Exchange>) {
+async fn keep(entry: Arc<Entry>, cache: Weak<Cache>, exchange: Arc<Exchange>) {
     let mut last_token = None;
     loop {
         let plan = entry.plan.load_full();
@@ -373,23 +404,23 @@ async fn keep(entry: Arc<Entry>, exchange: Arc<Exchange>) {
             state.flying = true;
             state.shown
         };
-        let fetched = exchange.credentials(&plan, &mut last_token).await;
+        let fetched = fly(&plan, &cache, &exchange, &mut last_token).await;
         {
             let mut state = entry.lock();
             state.flying = false;
             match fetched {
                 Ok(fetched) => {
-                    entry.current.store(Some(Arc::new(Served::new(&fetched, &plan))));
+                    entry.current.store(Some(Arc::new(Served::new(fetched, &plan))));
                     state.failure = None;
                     state.failures = 0;
                 }
-                Err(error) if error.unshown() && state.shown != shown => continue,
-                Err(error) => {
+                Err((error, _)) if error.unshown() && state.shown != shown => continue,
+                Err((error, until)) => {
                     let bounds = if error.refused() { REFUSAL } else { BACKOFF };
                     let pause = backoff(bounds, state.failures);
                     state.failures += 1;
                     let now = Instant::now();
-                    state.failure = Some(Failure { error, at: now, until: now + pause });
+                    state.failure = Some(Failure { error, at: now, until: until.unwrap_or(now + pause) });
                 }
             }
         }
@@ -398,7 +429,58 @@ async fn keep(entry: Arc<Entry>, exchange: Arc<Exchange>) {
     }
 }
 
+/// One flight. A second hop's begins with the session of the first, from the cache or from the first hop's own flight; where
+/// the first one is refused, the refusal ends for both when it ends for the first.
+async fn fly(
+    plan: &RolePlan,
+    cache: &Weak<Cache>,
+    exchange: &Exchange,
+    last_token: &mut Option<BoundToken>,
+) -> Result<Fetched, (Error, Option<Instant>)> {
+    let before = match &plan.by {
+        By::WebIdentity { .. } => {
+            return exchange.by_token(plan, last_token).await.map_err(|error| (error, None));
+        }
+        By::AssumeRole { with: Base::Plan(before), .. } => before,
+    };
+    // Looked up each time: the entry of a hop that nobody stood on for a moment has been stopped.
+    let entry = || cache.upgrade().map(|cache| cache.entry(before));
+    let Some(entry) = entry() else { return std::future::pending().await };
+    let session = entry.session(before).await?;
+    match exchange.by_keys(plan, session.before()).await {
+        Err(error) if error.keys_are_spent() => {
+            // An STS that was started anew knows none of its sessions. Keys that are new are not refused for that.
+            entry.discard(&session);
+            let session = entry.session(before).await?;
+            exchange.by_keys(plan, session.before()).await.map_err(|error| (error, None))
+        }
+        answer => answer.map_err(|error| (error, None)),
+    }
+}
+
 impl Entry {
+    /// This hop's session, for the hop that stands on it; or why there is none, and until when a refusal holds.
+    async fn session(&self, plan: &Arc<RolePlan>) -> Result<Arc<Served>, (Error, Option<Instant>)> {
+        if let Some(served) = self.serve(plan) {
+            return Ok(served);
+        }
+        let (_, answer) = self.wait(plan, Instant::now() + HOP_BEFORE).await;
+        answer.map_err(|error| {
+            let failure = self.lock().failure.clone();
+            let until = failure.filter(|_| error.refused()).map(|failure| failure.until);
+            (error, until)
+        })
+    }
+
+    /// STS no longer takes these keys.
+    fn discard(&self, session: &Arc<Served>) {
+        let _state = self.lock();
+        if self.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
+            self.current.store(None);
+            self.asked.notify_one();
+        }
+    }
+
     /// Resolves when the next fetch is due: renewal, revocation, the end of a back-off, or a caller with nothing to get.
     async fn until_due(&self) {
         loop {

@@ -27,6 +27,22 @@ pub struct Credentials {
     pub packed_policy_percent: Option<i32>,
 }
 
+/// What signs a call of STS.
+pub struct Keys {
+    /// `AccessKeyId`
+    pub access_key_id: String,
+    /// `SecretAccessKey`
+    pub secret_access_key: SecretString,
+    /// `SessionToken`; a user's own keys have none.
+    pub session_token: Option<SecretString>,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")

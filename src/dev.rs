@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::app::App;
 use crate::cluster::{self, Cluster, Verdict};
 use crate::config::AUDIENCE;
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Keys};
 use crate::emulator::{self, Emulator, Issuer};
 use crate::identity::authorization::{Authorization, Required, TokenSource};
 use crate::identity::evidence::Source;
@@ -353,20 +353,35 @@ impl Sts for NarratedSts {
         plan: &'a RolePlan,
         token: &'a BoundToken,
     ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
-        Box::pin(async move {
-            let answer = self.sts.assume_role_with_web_identity(plan, token).await;
-            match &answer {
-                Ok(keys) => {
-                    eprintln!("  STS:             {} as {}", keys.access_key_id, plan.session_name.as_str());
-                    eprintln!("  expires:         {}, renewed at half of that", keys.expiration);
-                    if self.narrated.show_secrets {
-                        eprintln!("                   {}", keys.secret_access_key.expose_secret());
-                        eprintln!("                   {}", keys.session_token.expose_secret());
-                    }
+        Box::pin(async move { self.tell(plan, self.sts.assume_role_with_web_identity(plan, token).await) })
+    }
+
+    fn assume_role<'a>(
+        &'a self,
+        plan: &'a RolePlan,
+        keys: &'a Keys,
+    ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
+        Box::pin(async move { self.tell(plan, self.sts.assume_role(plan, keys).await) })
+    }
+}
+
+impl NarratedSts {
+    fn tell(
+        &self,
+        plan: &RolePlan,
+        answer: Result<Credentials, sts::Error>,
+    ) -> Result<Credentials, sts::Error> {
+        match &answer {
+            Ok(keys) => {
+                eprintln!("  STS:             {} as {}", keys.access_key_id, plan.session_name.as_str());
+                eprintln!("  expires:         {}, renewed at half of that", keys.expiration);
+                if self.narrated.show_secrets {
+                    eprintln!("                   {}", keys.secret_access_key.expose_secret());
+                    eprintln!("                   {}", keys.session_token.expose_secret());
                 }
-                Err(err) => eprintln!("  STS:             {err}"),
             }
-            answer
-        })
+            Err(err) => eprintln!("  STS:             {err}"),
+        }
+        answer
     }
 }

@@ -1,4 +1,5 @@
-//! RolePlan -> credentials: a token of one of the plan's live pods, shown to STS. One flight, from end to end.
+//! RolePlan -> credentials: a token of one of the plan's live pods, or a signature of the hop before, shown to STS. One
+//! flight, from end to end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +8,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::cluster::{self, Cluster};
-use crate::credentials::{Credentials, LEAST_LEFT};
+use crate::credentials::{Credentials, Keys, LEAST_LEFT};
 use crate::identity::pods::{Pod, Pods};
 use crate::metrics::Metrics;
-use crate::role::RolePlan;
+use crate::role::{By, RolePlan};
 use crate::sts::{self, Sts};
 use crate::time;
 use crate::token::BoundToken;
@@ -57,6 +58,11 @@ impl Error {
         matches!(self, Self::Token { source: cluster::Error::NotShown(_), .. })
     }
 
+    /// Does STS no longer take what the hop before has signed with?
+    pub fn keys_are_spent(&self) -> bool {
+        matches!(self, Self::Sts(err) if err.keys_are_spent())
+    }
+
     /// Will STS say the same until somebody changes something? Then the answer is remembered.
     pub fn refused(&self) -> bool {
         matches!(self, Self::Sts(sts::Error::Denied { .. }))
@@ -74,6 +80,19 @@ pub struct Fetched {
     pub asked: Instant,
     /// The same moment on this node's wall clock.
     pub asked_wall: Timestamp,
+    /// When the oldest hop of it was asked for: what `not-before` is compared with.
+    pub issued: Timestamp,
+}
+
+/// The session of the hop before, as a second hop needs it.
+#[derive(Debug)]
+pub struct Before<'a> {
+    /// What signs.
+    pub keys: &'a Keys,
+    /// [`Fetched::token_id`] of that hop.
+    pub token_id: Option<&'a Arc<str>>,
+    /// [`Fetched::issued`] of that hop.
+    pub issued: Timestamp,
 }
 
 /// The two outside doors, and the pods to go through the first one with.
@@ -90,15 +109,11 @@ impl Exchange {
         Self { pods, cluster, sts, metrics }
     }
 
-    /// Credentials for `plan`. `last` keeps the token for as long as it may be needed again.
+    /// Credentials for a plan that STS is shown a token for. `last` keeps the token for as long as it may be needed again.
     ///
     /// # Errors
     /// [`Error`]: each step's own.
-    pub async fn credentials(
-        &self,
-        plan: &RolePlan,
-        last: &mut Option<BoundToken>,
-    ) -> Result<Fetched, Error> {
+    pub async fn by_token(&self, plan: &RolePlan, last: &mut Option<BoundToken>) -> Result<Fetched, Error> {
         match self.token(plan).await {
             Ok(token) => *last = Some(token),
             // Known pods outlast an API server that is away for as long as the last token lives.
@@ -117,7 +132,31 @@ impl Exchange {
         let token = last.as_ref().expect("every other arm above has returned");
         let (asked, asked_wall) = (Instant::now(), time::now());
         let answer = self.sts.assume_role_with_web_identity(plan, token).await;
-        self.metrics.sts_call(asked.elapsed(), answer.as_ref().map_or_else(sts::Error::code, |_| "ok"));
+        let credentials = self.judge(plan, asked, answer)?;
+        Ok(Fetched { credentials, token_id: token.id().cloned(), asked, asked_wall, issued: asked_wall })
+    }
+
+    /// Credentials for a plan that the hop before it signs for.
+    ///
+    /// # Errors
+    /// STS's.
+    pub async fn by_keys(&self, plan: &RolePlan, before: Before<'_>) -> Result<Fetched, Error> {
+        let (asked, asked_wall) = (Instant::now(), time::now());
+        let answer = self.sts.assume_role(plan, before.keys).await;
+        let credentials = self.judge(plan, asked, answer)?;
+        let issued = before.issued.min(asked_wall);
+        Ok(Fetched { credentials, token_id: before.token_id.cloned(), asked, asked_wall, issued })
+    }
+
+    /// Counts STS's answer, and takes it if it is of use.
+    fn judge(
+        &self,
+        plan: &RolePlan,
+        asked: Instant,
+        answer: Result<Credentials, sts::Error>,
+    ) -> Result<Credentials, Error> {
+        let result = answer.as_ref().map_or_else(sts::Error::code, |_| "ok");
+        self.metrics.sts_call(plan.by.operation(), asked.elapsed(), result);
         let credentials = answer?;
         if credentials.life <= LEAST_LEFT {
             // They could not be served, so the next flight would start at once, and the next.
@@ -132,16 +171,20 @@ impl Exchange {
         }
         tracing::info!(
             service_account = %plan.account, role.arn = %plan.role, access_key_id = credentials.access_key_id,
-            expires = %credentials.expiration, sts.request_id = credentials.request_id, "new credentials",
+            expires = %credentials.expiration, sts.request_id = credentials.request_id,
+            role.base = plan.before().map(|before| before.role.as_str()), "new credentials",
         );
-        Ok(Fetched { credentials, token_id: token.id().cloned(), asked, asked_wall })
+        Ok(credentials)
     }
 
     /// A token bound to one of the plan's pods; if that pod has gone meanwhile, to another.
     async fn token(&self, plan: &RolePlan) -> Result<BoundToken, Error> {
+        let By::WebIdentity { audience, token_life, .. } = &plan.by else {
+            unreachable!("only a plan that STS is shown a token for gets here");
+        };
         let mut result = Err(Error::NoPod(plan.account.to_string()));
         for pod in self.candidates(plan) {
-            let asked = self.cluster.request_token(&pod, &plan.audience, plan.token_life).await;
+            let asked = self.cluster.request_token(&pod, audience, *token_life).await;
             self.metrics.token_request(asked.as_ref().map_or_else(cluster::Error::result, |_| "ok"));
             match asked {
                 Ok(token) => return Ok(token),

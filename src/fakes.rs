@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::broker::{self, Trail};
 use crate::cache::Served;
 use crate::cluster::{self, Cluster, Reviewed, Verdict};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Keys};
 use crate::identity::authorization::{self, Authorization, Presented};
 use crate::identity::evidence::{Caller, Source};
 use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
@@ -190,6 +190,7 @@ pub struct FakeSts {
     delay: Mutex<Duration>,
     failures: Mutex<VecDeque<sts::Error>>,
     failing: Mutex<Option<sts::Error>>,
+    failing_roles: Mutex<BTreeMap<String, sts::Error>>,
     calls: AtomicU64,
     asked: Mutex<Vec<Asked>>,
 }
@@ -199,8 +200,10 @@ pub struct FakeSts {
 pub struct Asked {
     /// What for.
     pub plan: RolePlan,
-    /// The token that was shown.
+    /// The token that was shown; empty for AssumeRole.
     pub token: String,
+    /// Whose keys signed the call: an access key id.
+    pub signed_by: Option<String>,
     /// When.
     pub at: Instant,
     /// The same moment on the wall clock.
@@ -214,6 +217,7 @@ impl Default for FakeSts {
             delay: Mutex::default(),
             failures: Mutex::default(),
             failing: Mutex::default(),
+            failing_roles: Mutex::default(),
             calls: AtomicU64::new(0),
             asked: Mutex::default(),
         }
@@ -236,6 +240,14 @@ impl FakeSts {
         *locked(&self.failing) = error;
     }
 
+    /// Every call for this role fails like this; `None` ends it.
+    pub fn fail_role(&self, role: &str, error: Option<sts::Error>) {
+        match error {
+            Some(error) => locked(&self.failing_roles).insert(role.to_owned(), error),
+            None => locked(&self.failing_roles).remove(role),
+        };
+    }
+
     /// What new sessions live.
     pub fn set_life(&self, life: Duration) {
         *locked(&self.life) = life;
@@ -244,6 +256,11 @@ impl FakeSts {
     /// Calls so far.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
+    }
+
+    /// All calls for this role, in order.
+    pub fn calls_for(&self, role: &str) -> Vec<Asked> {
+        locked(&self.asked).iter().filter(|asked| asked.plan.role.as_str() == role).cloned().collect()
     }
 
     /// The tokens that were shown, in order.
@@ -262,38 +279,52 @@ impl FakeSts {
     }
 }
 
+impl FakeSts {
+    async fn answer(
+        &self,
+        plan: &RolePlan,
+        token: String,
+        signed_by: Option<String>,
+    ) -> Result<Credentials, sts::Error> {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let (at, at_wall) = (Instant::now(), time::now());
+        locked(&self.asked).push(Asked { plan: plan.clone(), token, signed_by, at, at_wall });
+        let delay = *locked(&self.delay);
+        tokio::time::sleep(delay).await;
+        let failure = locked(&self.failures).pop_front();
+        let failure = failure.or_else(|| locked(&self.failing).clone());
+        if let Some(error) = failure.or_else(|| locked(&self.failing_roles).get(plan.role.as_str()).cloned())
+        {
+            return Err(error);
+        }
+        let life = *locked(&self.life);
+        Ok(Credentials {
+            access_key_id: format!("ASIA{number:04}.{}", plan.account.name),
+            secret_access_key: "the-secret-key".into(),
+            session_token: "the-session-token".into(),
+            expiration: time::plus(time::now(), life),
+            life,
+            request_id: Some(format!("sts-request-{number}")),
+            packed_policy_percent: None,
+        })
+    }
+}
+
 impl Sts for FakeSts {
     fn assume_role_with_web_identity<'a>(
         &'a self,
         plan: &'a RolePlan,
         token: &'a BoundToken,
     ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
-        Box::pin(async move {
-            let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-            let (at, at_wall) = (Instant::now(), time::now());
-            locked(&self.asked).push(Asked {
-                plan: plan.clone(),
-                token: token.expose().to_owned(),
-                at,
-                at_wall,
-            });
-            let delay = *locked(&self.delay);
-            tokio::time::sleep(delay).await;
-            if let Some(error) = locked(&self.failures).pop_front().or_else(|| locked(&self.failing).clone())
-            {
-                return Err(error);
-            }
-            let life = *locked(&self.life);
-            Ok(Credentials {
-                access_key_id: format!("ASIA{number:04}.{}", plan.account.name),
-                secret_access_key: "the-secret-key".into(),
-                session_token: "the-session-token".into(),
-                expiration: time::plus(time::now(), life),
-                life,
-                request_id: Some(format!("sts-request-{number}")),
-                packed_policy_percent: None,
-            })
-        })
+        Box::pin(self.answer(plan, token.expose().to_owned(), None))
+    }
+
+    fn assume_role<'a>(
+        &'a self,
+        plan: &'a RolePlan,
+        keys: &'a Keys,
+    ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
+        Box::pin(self.answer(plan, String::new(), Some(keys.access_key_id.clone())))
     }
 }
 

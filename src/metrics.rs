@@ -8,13 +8,13 @@ use prometheus::{
 };
 
 use crate::cache::{Lookup, States};
+use crate::role::Operation;
 
 /// The one endpoint of this version, as `rolecall_requests_total{endpoint}` names it.
 const ECS: &str = "container-credentials";
 /// From a cached answer (microseconds) to the longest wait (0.9 s).
 const REQUEST_BUCKETS: &[f64] = &[0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 0.9, 1.5];
 const STS_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];
-const OPERATION: &str = "AssumeRoleWithWebIdentity";
 
 /// The registry is passed in the agent's own hands, not global, so tests in one process do not share counts.
 pub struct Metrics {
@@ -27,7 +27,7 @@ pub struct Metrics {
     attestations_ok: IntCounter,
     lookups: [IntCounter; 3],
     sts_calls: IntCounterVec,
-    sts_duration: Histogram,
+    sts_duration: [Histogram; 2],
     /// Percent of STS's limit that session policies and tags took, as last reported.
     pub sts_packed_policy_percent: IntGauge,
     token_requests: IntCounterVec,
@@ -89,7 +89,9 @@ impl Metrics {
         let token_requests =
             counters("rolecall_token_requests_total", "TokenRequests by outcome.", &["result"]);
         // A rate over a series that begins with its first event misses that event.
-        sts_calls.with_label_values(&[OPERATION, "ok"]);
+        for operation in Operation::ALL {
+            sts_calls.with_label_values(&[operation.as_str(), "ok"]);
+        }
         token_requests.with_label_values(&["ok"]);
         gauges("rolecall_build_info", "1, labelled with the version.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
@@ -104,7 +106,7 @@ impl Metrics {
             lookups: [Lookup::Hit, Lookup::Miss, Lookup::Joined]
                 .map(|lookup| lookups.with_label_values(&[lookup.as_str()])),
             sts_calls,
-            sts_duration: sts.with_label_values(&[OPERATION]),
+            sts_duration: Operation::ALL.map(|operation| sts.with_label_values(&[operation.as_str()])),
             sts_packed_policy_percent: gauge(
                 "rolecall_sts_packed_policy_percent",
                 "Of STS's limit, as last reported.",
@@ -157,9 +159,9 @@ impl Metrics {
     }
 
     /// One STS call; `result` is "ok" or the error's code.
-    pub fn sts_call(&self, took: Duration, result: &'static str) {
-        self.sts_calls.with_label_values(&[OPERATION, result]).inc();
-        self.sts_duration.observe(took.as_secs_f64());
+    pub fn sts_call(&self, operation: Operation, took: Duration, result: &'static str) {
+        self.sts_calls.with_label_values(&[operation.as_str(), result]).inc();
+        self.sts_duration[operation as usize].observe(took.as_secs_f64());
     }
 
     /// One TokenRequest; `result` is "ok" or [`crate::cluster::Error::result`].
@@ -212,6 +214,8 @@ mod tests {
             "rolecall_credentials{state=\"fresh\"} 0",
             "rolecall_sts_calls_total{operation=\"AssumeRoleWithWebIdentity\",result=\"ok\"} 0",
             "rolecall_sts_call_duration_seconds_count{operation=\"AssumeRoleWithWebIdentity\"} 0",
+            "rolecall_sts_calls_total{operation=\"AssumeRole\",result=\"ok\"} 0",
+            "rolecall_sts_call_duration_seconds_count{operation=\"AssumeRole\"} 0",
             "rolecall_sts_packed_policy_percent 0",
             "rolecall_token_requests_total{result=\"ok\"} 0",
             "rolecall_kube_watch_restarts_total{resource=\"pods\"} 0",

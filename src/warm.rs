@@ -1,5 +1,5 @@
 //! Plans follow pods: the first fetch starts when a pod is bound to the node, and a plan whose last pod has left
-//! is dropped.
+//! is dropped. Roles that have a name are fetched when they are asked for, and kept as the default one is.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -39,25 +39,28 @@ pub async fn follow(pods: Arc<Pods>, accounts: Arc<ServiceAccounts>, cache: Arc<
 fn reconcile(
     pods: &Pods,
     accounts: &ServiceAccounts,
-    cache: &Cache,
+    cache: &Arc<Cache>,
     known: &HashSet<PodUid>,
 ) -> HashSet<PodUid> {
     let mut in_use: HashMap<PlanKey, Arc<RolePlan>> = HashMap::new();
     let mut asking = HashMap::new();
     let mut settled = HashSet::new();
     for pod in pods.all().into_iter().filter(|pod| pod.live()) {
-        let Some(Ok(plan)) = accounts.plan(&pod.service_account) else { continue };
-        let plan = plan.for_pod(&pod);
-        if !known.contains(&pod.uid) {
-            cache.new_pod(&plan.key());
+        let Some(roles) = accounts.roles(&pod.service_account) else { continue };
+        for plan in roles.plans() {
+            let plan = plan.for_pod(&pod);
+            if !known.contains(&pod.uid) {
+                cache.new_pod(&plan);
+            }
+            in_use.insert(plan.key(), plan);
+            settled.insert(pod.uid.clone());
         }
-        if pod.asks {
-            asking.insert(plan.key(), Arc::clone(&plan));
+        if let (true, Ok(plan)) = (pod.asks, &roles.default) {
+            let plan = plan.for_pod(&pod);
+            asking.insert(plan.key(), plan);
         }
-        in_use.insert(plan.key(), plan);
-        settled.insert(pod.uid.clone());
     }
-    cache.retain(&in_use);
+    cache.retain(in_use.values());
     for plan in asking.values().filter(|plan| !cache.knows(&plan.key())) {
         cache.prefetch(plan);
     }

@@ -23,8 +23,8 @@ use rolecall::cluster::{Cluster, Error, client};
 use rolecall::identity::pods::{Pod, PodUid, Pods, ServiceAccountName};
 use rolecall::policy::Policy;
 use rolecall::role::session_name::Template;
-use rolecall::role::{self, Defaults};
-use rolecall::service_accounts::{Plan, ServiceAccounts};
+use rolecall::role::{self, Defaults, Plan};
+use rolecall::service_accounts::ServiceAccounts;
 use rolecall::{identity, service_accounts};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -192,12 +192,12 @@ impl Agent {
         let account = ServiceAccountName { namespace: self.namespace.into(), name: account.into() };
         let mut changes = self.accounts.changes();
         timeout(within, async {
-            while !so(self.accounts.plan(&account).as_ref()) {
+            while !so(self.accounts.plan(&account, None).as_ref()) {
                 changes.changed().await.unwrap();
             }
         })
         .await
-        .unwrap_or_else(|_| panic!("not so within {within:?}: {:?}", self.accounts.plan(&account)));
+        .unwrap_or_else(|_| panic!("not so within {within:?}: {:?}", self.accounts.plan(&account, None)));
         begun.elapsed()
     }
 }

@@ -13,6 +13,7 @@ mod loopback;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fuzz::{fuzz, inputs, rounds};
@@ -21,11 +22,12 @@ use rolecall::cluster::slim::SlimPod;
 use rolecall::fakes::account;
 use rolecall::role::arn::RoleArn;
 use rolecall::role::session_name::Template;
-use rolecall::role::{Defaults, RolePlan, SESSION_LIFE};
+use rolecall::role::{By, Defaults, RolePlan, Roles, SESSION_LIFE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/team/web";
+const SECOND: &str = "arn:aws:iam::999988887777:role/service";
 
 /// Whatever is answered with credentials asked for exactly them, of us, by itself.
 #[tokio::test]
@@ -190,7 +192,17 @@ fn what_is_taken_for_a_role_arn_is_one_and_stays_as_it_was() {
 /// `NAME=VALUE` lines stand for a ServiceAccount's annotations.
 #[test]
 fn a_plan_is_made_only_of_annotations_that_are_all_understood() {
-    let known = ["role-arn", "session-name", "session-duration", "policy-arns", "not-before"];
+    let known = [
+        "role-arn",
+        "assume-role-arn",
+        "session-name",
+        "session-duration",
+        "policy-arns",
+        "external-id",
+        "session-tags",
+        "source-identity",
+        "not-before",
+    ];
     let all = format!(
         "rolecall.dev/role-arn={ROLE}\nrolecall.dev/session-name={{namespace}}.{{pod}}\nrolecall.dev/session-duration=2h\n\
          rolecall.dev/policy-arns=arn:aws:iam::aws:policy/ReadOnlyAccess,arn:aws:iam::123456789012:policy/x\n\
@@ -202,6 +214,14 @@ fn a_plan_is_made_only_of_annotations_that_are_all_understood() {
         format!("rolecall.dev/role-arn={ROLE}"),
         format!("eks.amazonaws.com/role-arn={ROLE}\neks.amazonaws.com/token-expiration=600"),
         format!("rolecall.dev/role-arn={ROLE}\nrolecall.dev/external-id=x"),
+        format!(
+            "rolecall.dev/role-arn={ROLE}\nrolecall.dev/assume-role-arn={SECOND}\nrolecall.dev/external-id=x1\n\
+             rolecall.dev/session-tags=kubernetes-namespace,kubernetes-pod-name:transitive\n\
+             rolecall.dev/source-identity={{namespace}}.{{pod}}\nrolecall.dev/session-duration=2h"
+        ),
+        format!(
+            "rolecall.dev/role-arn={ROLE}\nrolecall.dev/assume-role-arn.x={SECOND}\nrolecall.dev/session-tags.x=kubernetes-node"
+        ),
     ];
     let words = [
         "rolecall.dev/",
@@ -229,6 +249,14 @@ fn a_plan_is_made_only_of_annotations_that_are_all_understood() {
         "é",
         ROLE,
         "assume-role-arn",
+        SECOND,
+        "external-id",
+        "session-tags",
+        "source-identity",
+        ".x",
+        ":transitive",
+        "kubernetes-pod-uid",
+        "eks-cluster-name",
     ];
     let (defaults, name) = (Defaults::of_node("node-1"), account("web"));
     fuzz(30_000, &corpus, &words, |input| {
@@ -238,33 +266,78 @@ fn a_plan_is_made_only_of_annotations_that_are_all_understood() {
             .filter_map(|line| line.split_once('='))
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
-        let Ok(plan) = RolePlan::from_annotations(&name, "uid-web", &annotations, &defaults) else { return };
-        // Rule 8: nothing of ours that is not understood.
-        for ours in annotations.keys().filter_map(|name| name.strip_prefix("rolecall.dev/")) {
-            assert!(known.contains(&ours), "{ours}");
+        let roles = Roles::from_annotations(&name, "uid-web", &annotations, &defaults);
+        let other = Roles::from_annotations(&account("other"), "uid-other", &annotations, &defaults);
+        let named = roles.named.iter().map(|(role, plan)| (format!(".{role}"), plan, &other.named[role]));
+        for (role, plan, other) in
+            std::iter::once((String::new(), &roles.default, &other.default)).chain(named)
+        {
+            let Ok(plan) = plan else { continue };
+            is_what_was_asked(&role, plan, &annotations, &known);
+            // And another account's are other plans, from the first hop on.
+            let keys = |plan: &Arc<RolePlan>| plan.hops().map(|hop| hop.key()).collect::<Vec<_>>();
+            assert!(keys(other.as_ref().unwrap()).iter().all(|key| !keys(plan).contains(key)));
         }
-        // The role is what an annotation says, ours before EKS's.
-        let role = ["rolecall.dev/role-arn", "eks.amazonaws.com/role-arn"]
-            .iter()
-            .find_map(|name| annotations.get(*name));
-        assert_eq!(Some(plan.role.as_str()), role.map(|role| role.trim()));
-        // The agent mints for nobody but STS, and STS gets what it takes.
-        assert_eq!(&*plan.audience, "sts.amazonaws.com");
-        assert!((SESSION_LIFE.0..=SESSION_LIFE.1).contains(&plan.session_duration));
-        assert!((Duration::from_secs(600)..=Duration::from_secs(3600)).contains(&plan.token_life));
-        assert!(
-            plan.policy_arns.len() <= 10
-                && plan.policy_arns.iter().all(|arn| arn.starts_with("arn:") && arn.contains(":iam::"))
-        );
-        is_a_session_name(plan.session_name.as_str());
-        // The same annotations give the same plan, wherever and however often.
-        let again = RolePlan::from_annotations(&name, "uid-web", &annotations, &defaults).unwrap();
-        assert_eq!((again.key(), &again), (plan.key(), &plan));
-        // And another account's are another plan.
-        let other =
-            RolePlan::from_annotations(&account("other"), "uid-other", &annotations, &defaults).unwrap();
-        assert_ne!(other.key(), plan.key());
+        // The same annotations give the same plans, wherever and however often.
+        assert_eq!(Roles::from_annotations(&name, "uid-web", &annotations, &defaults), roles);
     });
+}
+
+/// `role` is empty for the default one, or `.NAME`.
+fn is_what_was_asked(
+    role: &str,
+    plan: &Arc<RolePlan>,
+    annotations: &BTreeMap<String, String>,
+    known: &[&str],
+) {
+    // Rule 8: nothing of ours that is not understood.
+    for ours in annotations.keys().filter_map(|name| name.strip_prefix("rolecall.dev/")) {
+        assert!(known.contains(&ours.split('.').next().unwrap()), "{ours}");
+    }
+    let text = |annotation: &str| annotations.get(annotation).map(|text| text.trim());
+    let own = |annotation: &str| text(&format!("rolecall.dev/{annotation}{role}"));
+    // The first role is what an annotation says, ours before EKS's; the last one, too.
+    let first = own("role-arn")
+        .or_else(|| text("rolecall.dev/role-arn"))
+        .or_else(|| text("eks.amazonaws.com/role-arn"));
+    let last = own("assume-role-arn").or(first);
+    assert_eq!(Some(plan.role.as_str()), last);
+    assert_eq!(plan.hops().last().map(|hop| hop.role.as_str()), first);
+    for hop in plan.hops() {
+        assert_eq!(hop.account_uid, plan.account_uid);
+        assert_eq!(hop.not_before, plan.not_before);
+        assert!((SESSION_LIFE.0..=SESSION_LIFE.1).contains(&hop.session_duration));
+        is_a_session_name(hop.session_name.as_str());
+        // The agent mints for nobody but STS, and STS gets what it takes.
+        match &hop.by {
+            By::WebIdentity { audience, token_life, .. } => {
+                assert_eq!(&**audience, "sts.amazonaws.com");
+                assert!((Duration::from_secs(600)..=Duration::from_secs(3600)).contains(token_life));
+            }
+            By::AssumeRole { external_id, tags, source_identity, .. } => {
+                assert!(hop.session_duration <= SESSION_LIFE.0 * 4, "a chain's limit is an hour");
+                assert!(external_id.as_ref().is_none_or(|id| (2..=1224).contains(&id.len())));
+                assert!(tags.len() <= 6 && tags.iter().all(|tag| tag.value().len() <= 256));
+                source_identity.iter().for_each(|name| is_a_session_name(name.as_str()));
+            }
+        }
+    }
+    // What narrows or marks the session is on the last hop, whichever that is.
+    let setting = |annotation: &str| own(annotation).or_else(|| text(&format!("rolecall.dev/{annotation}")));
+    assert_eq!(setting("policy-arns").map_or(0, |list| list.split(',').count()), plan.policy_arns.len());
+    assert!(
+        plan.policy_arns.len() <= 10
+            && plan.policy_arns.iter().all(|arn| arn.starts_with("arn:") && arn.contains(":iam::"))
+    );
+    let (external_id, tags, source_identity) = match &plan.by {
+        By::WebIdentity { .. } => (false, 0, false),
+        By::AssumeRole { external_id, tags, source_identity, .. } => {
+            (external_id.is_some(), tags.len(), source_identity.is_some())
+        }
+    };
+    assert_eq!(external_id, setting("external-id").is_some());
+    assert_eq!(tags, setting("session-tags").map_or(0, |list| list.split(',').count()));
+    assert_eq!(source_identity, setting("source-identity").is_some());
 }
 
 fn is_a_session_name(name: &str) {

@@ -1,7 +1,5 @@
 //! Credentials' life on a paused clock, between two fake doors.
 
-use std::collections::HashMap;
-
 use super::*;
 use crate::cluster;
 use crate::fakes::{World, account, denied, pod};
@@ -18,7 +16,7 @@ fn world() -> World {
 
 impl World {
     fn plan(&self) -> Arc<RolePlan> {
-        self.app.accounts.plan(&account("web")).unwrap().unwrap()
+        self.app.accounts.plan(&account("web"), None).unwrap().unwrap()
     }
 
     async fn ask(&self) -> (Lookup, Result<Arc<Served>, Error>) {
@@ -199,7 +197,7 @@ async fn a_new_pod_forgets_a_refusal_once_a_minute() {
     }
     let before = world.sts.calls();
     world.sts.fail(None);
-    world.app.cache.new_pod(&world.plan().key());
+    world.app.cache.new_pod(&world.plan());
     assert_eq!(world.code().await, "ok");
     assert_eq!(world.sts.calls(), before + 1);
 }
@@ -210,7 +208,7 @@ async fn a_second_new_pod_of_the_same_minute_forgets_nothing() {
     world.sts.fail(Some(denied()));
     for _ in 0..10 {
         assert_eq!(world.code().await, "StsDenied");
-        world.app.cache.new_pod(&world.plan().key());
+        world.app.cache.new_pod(&world.plan());
     }
     assert_eq!(world.sts.calls(), 2);
 }
@@ -269,7 +267,7 @@ async fn what_not_before_revokes_is_not_served_again() {
 async fn a_plan_that_is_no_longer_in_use_is_dropped_and_never_renewed() {
     let world = world();
     assert_eq!(world.code().await, "ok");
-    world.app.cache.retain(&HashMap::new());
+    world.app.cache.retain([]);
     assert!(!world.app.cache.knows(&world.plan().key()));
     tokio::time::sleep(120 * MINUTE).await;
     assert_eq!(world.sts.calls(), 1);
@@ -308,8 +306,9 @@ fn served(world: &World, life: Duration) -> Served {
         request_id: None,
         packed_policy_percent: None,
     };
-    let fetched = Fetched { credentials, token_id: None, asked: Instant::now(), asked_wall: time::now() };
-    Served::new(&fetched, &world.plan())
+    let (asked, asked_wall) = (Instant::now(), time::now());
+    let fetched = Fetched { credentials, token_id: None, asked, asked_wall, issued: asked_wall };
+    Served::new(fetched, &world.plan())
 }
 
 #[tokio::test(start_paused = true)]
@@ -342,7 +341,7 @@ async fn what_a_not_before_ahead_will_revoke_is_renewed_when_it_strikes_though_n
         "web",
         &[("rolecall.dev/role-arn", crate::fakes::ROLE), ("rolecall.dev/not-before", &text)],
     );
-    world.app.cache.retain(&HashMap::from([(world.plan().key(), world.plan())]));
+    world.app.cache.retain([&world.plan()]);
     // The keeper takes note before the moment has come.
     tokio::task::yield_now().await;
     while time::now() < moment {
@@ -398,10 +397,12 @@ async fn a_token_that_is_shown_while_a_flight_looks_for_one_is_found_by_the_next
     let begun = Instant::now();
     let (answer, ()) = tokio::join!(world.code(), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        world.app.cache.token_shown(&world.plan().key());
+        world.app.cache.token_shown(&world.plan());
         tokio::time::sleep(Duration::from_millis(100)).await;
         world.cluster.fail(None);
     });
     assert_eq!((answer, begun.elapsed()), ("ok", Duration::from_millis(200)));
     assert_eq!(world.cluster.tokens().len(), 2);
 }
+
+mod chain;

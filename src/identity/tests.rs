@@ -375,7 +375,7 @@ async fn a_pod_that_only_a_list_has_shown_has_its_keys_at_once_and_keeps_them() 
     let begun = Instant::now();
     for hour in 0..3 {
         assert_eq!(node.ask(&vouched("new", IP)).await.unwrap(), "new");
-        let plan = app.accounts.plan(&account("new")).unwrap().unwrap();
+        let plan = app.accounts.plan(&account("new"), None).unwrap().unwrap();
         let (_, served) = app.cache.fresh_or_fetch(&plan, Instant::now() + HOLD).await;
         served.unwrap();
         assert_eq!(begun.elapsed(), Duration::from_secs(3600) * hour, "nothing was waited for");

@@ -10,7 +10,8 @@ mod permitted;
 use std::collections::BTreeMap;
 
 pub use self::permitted::{Format, Namespace};
-use super::{EKS_ROLE_ARN, Error, ROLE_ARN, RoleArn, SESSION_NAME, session_name};
+use super::annotations::{ASSUME_ROLE_ARN, EKS_ROLE_ARN, EXTERNAL_ID, ROLE_ARN, SESSION_NAME};
+use super::{Error, RoleArn, session_name};
 use crate::identity::pods::ServiceAccountName;
 
 /// The pod's annotations.
@@ -19,10 +20,8 @@ pub const ROLE: &str = "iam.amazonaws.com/role";
 pub const POD_EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
 /// kiam's; a name, not a template.
 pub const POD_SESSION_NAME: &str = "iam.amazonaws.com/session-name";
-/// The ServiceAccount's, beside those of [`super`].
-const ASSUME_ROLE_ARN: &str = "rolecall.dev/assume-role-arn";
-const EXTERNAL_ID: &str = "rolecall.dev/external-id";
-const MORE_ROLES: &str = "rolecall.dev/role-arn.";
+/// The ServiceAccount's further roles.
+const MORE_ROLES: [&str; 2] = ["rolecall.dev/role-arn.", "rolecall.dev/assume-role-arn."];
 /// The longest ARN; nothing that is longer means anything, and a tenant may write 256 KiB.
 const LONGEST: usize = 2048;
 
@@ -141,11 +140,13 @@ impl Rules {
         let value = asked.role.as_deref().ok_or_else(|| Error::NoPodRole { account: account.clone() })?;
         let role = self.role(value).map_err(|reason| Error::InvalidRole {
             account: account.clone(),
-            annotation: ROLE,
+            annotation: ROLE.to_owned(),
             value: value.chars().take(200).collect(),
             reason,
         })?;
-        if let Some(name) = of_account.keys().find(|name| name.starts_with(MORE_ROLES)) {
+        if let Some(name) =
+            of_account.keys().find(|name| MORE_ROLES.iter().any(|more| name.starts_with(more)))
+        {
             let reason = "further roles are for --role-source=service-account; this agent takes a pod's one role from the pod";
             return Err(invalid(name, reason.into()));
         }

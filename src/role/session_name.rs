@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ring::digest;
 
-use crate::identity::pods::ServiceAccountName;
+use crate::identity::pods::{Pod, ServiceAccountName};
 
 /// STS's limit on `RoleSessionName`.
 const MAX: usize = 64;
@@ -64,6 +64,16 @@ impl Template {
         Self::parse(text, &self.node, &self.cluster)
     }
 
+    /// This node's name.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The cluster's name; empty where it has none.
+    pub(super) fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
     /// The template as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -99,4 +109,33 @@ impl Template {
 /// What STS takes of `text`; anything else becomes a hyphen, braces too.
 pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_alphanumeric() || "_+=,.@-".contains(c) { c } else { '-' }).collect()
+}
+
+/// A template, and the name that it makes for one ServiceAccount, or for one of its pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    template: Template,
+    name: SessionName,
+}
+
+impl Name {
+    /// The name for `account`; a pod's has yet to be filled in.
+    pub fn new(template: Template, account: &ServiceAccountName) -> Self {
+        let name = template.render(account, None);
+        Self { template, name }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Is it another one for each pod?
+    pub fn is_the_pods(&self) -> bool {
+        self.template.names_the_pod()
+    }
+
+    pub(super) fn fill(&mut self, account: &ServiceAccountName, pod: &Pod) {
+        self.name = self.template.render(account, Some(&pod.name));
+    }
 }

@@ -1,6 +1,12 @@
 //! Annotations in, plan or refusal out.
 
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::annotations::*;
 use super::*;
+use crate::identity::pods::{Pod, PodUid};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/demo";
 
@@ -21,11 +27,10 @@ fn code(annotations: &[(&str, &str)]) -> &'static str {
 fn the_role_alone_is_a_whole_plan() {
     let plan = plan(&[(ROLE_ARN, ROLE)]).unwrap();
     assert_eq!(plan.role.as_str(), ROLE);
-    assert_eq!(&*plan.audience, "sts.amazonaws.com");
     assert_eq!(plan.session_name.as_str(), "shop.web");
     assert_eq!(plan.session_duration, Duration::from_secs(3600));
-    assert_eq!(plan.token_life, Duration::from_secs(3600));
-    assert!(!plan.global_endpoint);
+    let (audience, token_life) = ("sts.amazonaws.com".into(), Duration::from_secs(3600));
+    assert_eq!(plan.by, By::WebIdentity { audience, token_life, global_endpoint: false });
 }
 
 #[test]
@@ -75,10 +80,11 @@ fn role_arns_of_every_sts_pass() {
 #[test]
 fn what_is_not_understood_grants_nothing() {
     for name in [
-        "rolecall.dev/external-id",
-        "rolecall.dev/assume-role-arn",
-        "rolecall.dev/role-arn.two",
         "rolecall.dev/next-year",
+        "rolecall.dev/role-arn.Two",
+        "rolecall.dev/role-arn.",
+        "rolecall.dev/session-name.nobody",
+        "rolecall.dev/not-before.two",
     ] {
         assert_eq!(code(&[(ROLE_ARN, ROLE), (name, "x")]), "InvalidPlan", "{name}");
     }
@@ -114,14 +120,14 @@ fn settings_out_of_bounds_are_refused() {
 
 #[test]
 fn irsas_day_long_token_is_cut_to_an_hour() {
-    assert_eq!(
-        plan(&[(ROLE_ARN, ROLE), (EKS_TOKEN_EXPIRATION, "86400")]).unwrap().token_life,
-        Duration::from_secs(3600)
-    );
-    assert_eq!(
-        plan(&[(ROLE_ARN, ROLE), (EKS_TOKEN_EXPIRATION, "900")]).unwrap().token_life,
-        Duration::from_secs(900)
-    );
+    for (asked, seconds) in [("86400", 3600), ("900", 900)] {
+        let By::WebIdentity { token_life, .. } =
+            plan(&[(ROLE_ARN, ROLE), (EKS_TOKEN_EXPIRATION, asked)]).unwrap().by
+        else {
+            panic!("one hop");
+        };
+        assert_eq!(token_life, Duration::from_secs(seconds));
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ impl Followed {
     }
 
     fn knows(&self, name: &str) -> bool {
-        let plan = self.world.app.accounts.plan(&account(name)).unwrap().unwrap();
+        let plan = self.world.app.accounts.plan(&account(name), None).unwrap().unwrap();
         self.world.app.cache.knows(&plan.key())
     }
 }
@@ -72,7 +72,7 @@ async fn a_changed_annotation_drops_the_old_plan_and_fetches_the_new_one() {
     let node = Followed::new();
     node.world.pod_with_role("web", "10.0.0.7");
     node.settle().await;
-    let old = node.world.app.accounts.plan(&account("web")).unwrap().unwrap().key();
+    let old = node.world.app.accounts.plan(&account("web"), None).unwrap().unwrap().key();
     node.world.annotate("web", &[("rolecall.dev/role-arn", "arn:aws:iam::123456789012:role/other")]);
     node.settle().await;
     assert!(node.knows("web") && !node.world.app.cache.knows(&old));

@@ -403,9 +403,9 @@ impl Model {
         // For what that account asked at the time, and not revoked.
         let same = |plan: &RolePlan| {
             let fields = |plan: &RolePlan| {
-                let RolePlan { account, account_uid, role, audience, session_duration, policy_arns, .. } =
+                let RolePlan { account, account_uid, role, by, session_duration, policy_arns, .. } =
                     plan.clone();
-                (account, account_uid, role, audience, session_duration, policy_arns)
+                (account, account_uid, role, by, session_duration, policy_arns)
             };
             fields(plan) == fields(&sts.plan) && !plan.revokes(sts.at_wall, rolecall::time::now())
         };

@@ -101,7 +101,7 @@ async fn a_token_that_names_another_is_refused_even_where_the_answer_is_cached()
 async fn who_asks_with_a_token_waits_for_no_back_off() {
     let world = agent();
     // The first fetch was tried when the pod came, and by one that had no token.
-    let plan = world.app.accounts.plan(&pod("web", IP).service_account).unwrap().unwrap();
+    let plan = world.app.accounts.plan(&pod("web", IP).service_account, None).unwrap().unwrap();
     world.app.cache.prefetch(&plan);
     tokio::time::sleep(10 * MINUTE).await;
     assert_eq!(ask(&world, "").await, "AuthorizationRequired");
