@@ -54,6 +54,30 @@ async fn two_pods_get_their_own_roles() {
 }
 
 #[tokio::test]
+async fn a_role_that_has_a_name_is_behind_its_name() {
+    let team = "arn:aws:iam::123456789012:role/team";
+    let agent = agent_with(|world| {
+        let roles = [("rolecall.dev/role-arn", ROLE), ("rolecall.dev/assume-role-arn.team", team)];
+        world.annotate("web", &roles);
+    });
+    let get = async |path: &str| {
+        let text = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", agent.address);
+        get(WEB, agent.address, &text).await
+    };
+    assert_eq!(get("/v1/credentials").await.json()["RoleArn"], ROLE);
+    assert_eq!(get("/v1/credentials/team").await.json()["RoleArn"], team);
+    let lines = agent.lines.wait_for(2).await;
+    assert_eq!((&lines[0]["role.name"], &lines[0]["role.arn"]), (&serde_json::Value::Null, &ROLE.into()));
+    assert_eq!((&lines[1]["role.name"], &lines[1]["role.arn"]), (&"team".into(), &team.into()));
+    let answer = get("/v1/credentials/other").await;
+    assert_eq!((answer.status, answer.code().as_str()), (404, "NoRole"));
+    let body = answer.json();
+    let said = body["message"].as_str().unwrap();
+    assert!(said.contains("rolecall.dev/role-arn.other") && !said.contains("team"), "{said}");
+    assert!(agent.series("rolecall_requests_total{code=\"ok\",endpoint=\"container-credentials\"}") == 2.0);
+}
+
+#[tokio::test]
 async fn refusals_have_their_status_both_spellings_and_one_line() {
     let agent = agent_with(|world| {
         world.add_pod(Pod { asks: true, ..pod("plain", "127.0.0.8") });
@@ -103,6 +127,11 @@ async fn only_the_exact_path_is_served() {
     for target in [
         "/",
         "/v1/credentials/",
+        "/v1/credentials/a/b",
+        "/v1/credentials/Team",
+        "/v1/credentials/../credentials",
+        "/v1/credentials/team?x=1",
+        "/v1/credentialsteam",
         "/v1/credentials?x=1",
         "/v1//credentials",
         "/v1/%63redentials",

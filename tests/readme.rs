@@ -61,7 +61,7 @@ fn the_annotations_are_those_that_are_read() {
     let (_, section) =
         README.split_once("\n## Annotations\n").expect("README.md has a section on annotations");
     let (table, _) = section.split_once("\n\nAny other").expect("what follows the table is what is refused");
-    assert_eq!(names(table, '`'), names(include_str!("../src/role.rs"), '"'));
+    assert_eq!(names(table, '`'), names(include_str!("../src/role/annotations.rs"), '"'));
 }
 
 #[test]

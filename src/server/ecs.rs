@@ -22,9 +22,10 @@ use crate::broker::{Broker, Trail};
 use crate::credentials::Credentials;
 use crate::identity::Caller;
 use crate::identity::authorization::Presented;
-use crate::role::RolePlan;
+use crate::role::{RoleName, RolePlan};
 
-/// The one path. Exact: a proxy in front that rewrites paths has no business here.
+/// The path of a pod's default role; `/NAME` after it is for another one. Exact: a proxy in front that rewrites paths has no
+/// business here.
 pub const PATH: &str = "/v1/credentials";
 /// The shortest read timeout of an SDK is 1.0 s (Java, C++, PHP, JS v2); the answer must be there before.
 pub(crate) const HOLD: Duration = Duration::from_millis(900);
@@ -79,17 +80,20 @@ impl Connection {
     async fn checked(
         self: Arc<Self>,
         begun: Instant,
-        checked: Result<Presented, RequestError>,
+        checked: Result<(Option<RoleName>, Presented), RequestError>,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         let endpoint = &*self.endpoint;
         let mut trail = Trail::default();
         let deadline = begun + self.visitor.left_of(HOLD);
         let answer = match self.visitor.turn().await.and(checked) {
-            Ok(presented) => endpoint
-                .broker
-                .credentials(self.visitor.caller(), &presented, deadline, &mut trail)
-                .await
-                .map_err(Refusal::Broker),
+            Ok((role, presented)) => {
+                trail.role = role;
+                endpoint
+                    .broker
+                    .credentials(self.visitor.caller(), &presented, deadline, &mut trail)
+                    .await
+                    .map_err(Refusal::Broker)
+            }
             Err(refused) => Err(Refusal::Request(refused)),
         };
         self.visitor.answered();
@@ -119,15 +123,21 @@ impl Endpoint {
 
 impl Endpoint {
     /// The rules that need no identity. What Authorization holds is read here, and judged by [`crate::identity`].
-    fn check<B>(&self, request: &Request<B>) -> Result<Presented, RequestError> {
+    fn check<B>(&self, request: &Request<B>) -> Result<(Option<RoleName>, Presented), RequestError> {
         let authorization = direct::check(request, &self.hosts)?;
-        if request.uri().path() != PATH || request.uri().query().is_some() {
+        let rest = request.uri().path().strip_prefix(PATH).ok_or(RequestError::NotFound)?;
+        let role = match rest.strip_prefix('/').map(RoleName::parse) {
+            None if rest.is_empty() => None,
+            Some(Some(role)) => Some(role),
+            _ => return Err(RequestError::NotFound),
+        };
+        if request.uri().query().is_some() {
             return Err(RequestError::NotFound);
         }
         if request.method() != Method::GET {
             return Err(RequestError::MethodNotAllowed);
         }
-        Ok(authorization.map_or(Presented::Nothing, |value| Presented::new(value.as_bytes())))
+        Ok((role, authorization.map_or(Presented::Nothing, |value| Presented::new(value.as_bytes()))))
     }
 }
 

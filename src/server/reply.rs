@@ -25,8 +25,8 @@ pub const INSTANCE: HeaderName = HeaderName::from_static("x-rolecall-instance");
 /// A request that is refused for what it is, before anybody asks who sent it.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RequestError {
-    /// Another path than `/v1/credentials`.
-    #[error("only /v1/credentials is served here")]
+    /// Another path than `/v1/credentials` and `/v1/credentials/NAME`.
+    #[error("only /v1/credentials is served here, and /v1/credentials/NAME for further roles")]
     NotFound,
     /// Another method than GET.
     #[error("only GET is answered here")]

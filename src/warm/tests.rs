@@ -102,3 +102,42 @@ async fn a_new_pod_of_a_refused_plan_has_one_more_try() {
     node.settle().await;
     assert_eq!(node.world.sts.calls(), calls + 1, "the same pod, changed, is no new one");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_role_with_a_name_is_fetched_when_it_is_asked_for_and_kept_from_then_on() {
+    let node = Followed::new();
+    let (role, team) = (crate::fakes::ROLE, "arn:aws:iam::123456789012:role/team");
+    node.world.pod_with_role("web", "10.0.0.7");
+    let annotations = [("rolecall.dev/role-arn", role), ("rolecall.dev/assume-role-arn.team", team)];
+    node.world.annotate("web", &annotations);
+    node.settle().await;
+    assert!(node.knows("web") && node.world.sts.calls_for(team).is_empty());
+    let name = crate::role::RoleName::parse("team").unwrap();
+    let plan = node.world.app.accounts.plan(&account("web"), Some(&name)).unwrap().unwrap();
+    let ask = async || {
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(900);
+        node.world.app.cache.fresh_or_fetch(&plan, deadline).await.0
+    };
+    assert_eq!(ask().await, crate::cache::Lookup::Miss);
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    assert_eq!(ask().await, crate::cache::Lookup::Hit, "renewed, though nobody asked");
+    assert!(node.world.sts.calls_for(team).iter().all(|call| call.signed_by.is_some()));
+    node.world.annotate("web", &annotations[..1]);
+    node.settle().await;
+    assert!(node.knows("web") && !node.world.app.cache.knows(&plan.key()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_hop_of_a_default_role_is_fetched_ahead_as_well_and_goes_with_its_last_pod() {
+    let node = Followed::new();
+    let (role, team) = (crate::fakes::ROLE, "arn:aws:iam::123456789012:role/team");
+    node.world.add_pod(Pod { asks: true, ..pod("web", "10.0.0.7") });
+    node.world.annotate("web", &[("rolecall.dev/role-arn", role), ("rolecall.dev/assume-role-arn", team)]);
+    node.settle().await;
+    assert_eq!((node.world.sts.calls_for(role).len(), node.world.sts.calls_for(team).len()), (1, 1));
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(node.world.app.cache.status().len(), 2, "the sweep lets the first hop be");
+    node.world.remove_pod(&pod("web", "10.0.0.7").uid);
+    node.settle().await;
+    assert!(node.world.app.cache.status().is_empty());
+}
