@@ -57,6 +57,8 @@ fn every_manifest_applies_with_strict_validation() {
             "mutatingadmissionpolicybinding/rolecall-inject-pod",
         ]
     );
+    assert_eq!(applied(server, "inject/envfrom"), ["configmap/rolecall"]);
+    assert_eq!(applied(server, "inject/aws-webhook/identities.yaml"), ["configmap/rolecall-identities"]);
 }
 
 #[test]

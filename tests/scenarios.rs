@@ -40,3 +40,9 @@ mod application_assumes_a_role_itself;
 mod irsa_annotation_untouched;
 #[path = "scenarios/microk8s_default_audience.rs"]
 mod microk8s_default_audience;
+#[path = "scenarios/pod_as_the_aws_webhook_writes_it.rs"]
+mod pod_as_the_aws_webhook_writes_it;
+#[path = "scenarios/variable_by_admission_policy.rs"]
+mod variable_by_admission_policy;
+#[path = "scenarios/variable_by_envfrom.rs"]
+mod variable_by_envfrom;

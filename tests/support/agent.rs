@@ -57,8 +57,10 @@ impl Agent {
         {
             command.env_remove(name);
         }
+        if !command.get_envs().any(|(name, _)| name == "ROLECALL_IMPERSONATE_NODE") {
+            command.env("ROLECALL_IMPERSONATE_NODE", "true");
+        }
         let child = command
-            .env("ROLECALL_IMPERSONATE_NODE", "true")
             .args(["agent", "--node-name", name, "--region", "eu-central-1", "--kubeconfig"])
             .arg(kubeconfig)
             .arg("--local-socket")

@@ -18,7 +18,7 @@ pub(crate) struct ApiServer {
     /// Kubeconfig, certificates, logs; removed at the end.
     state: PathBuf,
     /// May the agent impersonate its node here?
-    impersonation: bool,
+    pub(crate) impersonation: bool,
     /// Set once the policy about tokens is in force.
     in_force: OnceLock<()>,
     /// Takes everything down when its standard input closes: when this process ends, however it ends.
@@ -46,28 +46,44 @@ impl ApiServer {
     /// When it cannot run: a test that needs it then fails, and is not skipped.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start("1.36", "t", &["1-namespace.yaml", "2-rbac.yaml"]))
+        SHARED.get_or_init(|| Self::start("1.36", "t", "", &["1-namespace.yaml", "2-rbac.yaml"]))
     }
 
     /// The other one of this process: a Kubernetes without constrained impersonation.
     pub(crate) fn before_1_36() -> &'static Self {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start("1.34", "o", &["1-namespace.yaml", "before-1.36"]))
+        SHARED.get_or_init(|| Self::start("1.34", "o", "", &["1-namespace.yaml", "before-1.36"]))
     }
 
-    /// `manifests` are the namespace and the rights, in daemonset/.
-    fn start(minor: &str, prefix: &str, manifests: &[&str]) -> Self {
+    /// The same with the beta of MutatingAdmissionPolicy, by the flags that docs/injection.md has.
+    pub(crate) fn before_1_36_with_policies() -> &'static Self {
+        static SHARED: OnceLock<ApiServer> = OnceLock::new();
+        let page = include_str!("../../docs/injection.md");
+        let flags =
+            page.split('`').skip(1).step_by(2).filter(|flag| flag.starts_with("--") && flag.contains('='));
+        let flags: Vec<&str> = flags.collect();
+        SHARED
+            .get_or_init(|| Self::start("1.34", "p", &flags.join(" "), &["1-namespace.yaml", "before-1.36"]))
+    }
+
+    /// `flags` are more of the kube-apiserver's; `manifests` are the namespace and the rights, in daemonset/.
+    fn start(minor: &str, prefix: &str, flags: &str, manifests: &[&str]) -> Self {
         let name = format!("{prefix}{}", std::process::id());
         let state = PathBuf::from("/var/tmp").join(format!("rolecall-{name}"));
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster");
-        let port = free_port(if minor == "1.36" { 0 } else { 500 });
+        let port = free_port(match prefix {
+            "t" => 0,
+            "o" => 500,
+            _ => 1000,
+        });
         let cluster = |script: &str| {
             let mut command = Command::new(scripts.join(script));
             command
                 .env("KUBERNETES_MINOR", minor)
                 .env("CLUSTER_NAME", &name)
                 .env("CLUSTER_STATE", &state)
-                .env("APISERVER_PORT", &port);
+                .env("APISERVER_PORT", &port)
+                .env("APISERVER_FLAGS", flags);
             if minor != "1.36" {
                 // It has one version's programs, and that is the newest.
                 command.env_remove("KUBEBUILDER_ASSETS");
@@ -200,9 +216,13 @@ impl ApiServer {
 
     /// Runs the one command of daemonset/README.md that starts so, with its placeholders filled in.
     pub(crate) fn documented(&self, start: &str, placeholders: &[(&str, &str)]) {
-        let readme = include_str!("../../daemonset/README.md");
-        let mut lines = readme.lines().map(str::trim).filter(|line| line.starts_with(start));
-        let mut command = lines.next().expect("daemonset/README.md has the command").to_owned();
+        self.documented_in(include_str!("../../daemonset/README.md"), start, placeholders);
+    }
+
+    /// The same of another page.
+    pub(crate) fn documented_in(&self, page: &str, start: &str, placeholders: &[(&str, &str)]) {
+        let mut lines = page.lines().map(str::trim).filter(|line| line.starts_with(start));
+        let mut command = lines.next().expect("the page has the command").to_owned();
         assert_eq!(lines.next(), None);
         for (name, value) in placeholders {
             command = command.replace(name, value);
