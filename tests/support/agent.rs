@@ -146,12 +146,7 @@ impl Agent {
 
     /// No key, session token or JWT in anything it wrote, whoever was given them.
     pub fn has_told_no_secret(&self) {
-        let output = self.output();
-        assert!(!output.contains("eyJ"), "a JWT: {output}");
-        let secrets = SECRETS.lock().unwrap().clone();
-        for secret in &secrets {
-            assert!(!output.contains(secret), "{secret}: {output}");
-        }
+        tells_no_secret(&self.output());
     }
 }
 
@@ -165,13 +160,27 @@ impl Drop for Agent {
     }
 }
 
+/// From now on no agent may write it.
+pub fn keep_secret(secret: &str) {
+    SECRETS.lock().unwrap().insert(secret.to_owned());
+}
+
+/// No key, session token or JWT in what agents wrote.
+pub fn tells_no_secret(output: &str) {
+    assert!(!output.contains("eyJ"), "a JWT: {output}");
+    for secret in &*SECRETS.lock().unwrap() {
+        assert!(!output.contains(secret), "{secret}: {output}");
+    }
+}
+
 /// One request on a connection that may have been used before; `None` if the agent closed it instead.
 pub async fn ask(stream: &mut TcpStream, to: SocketAddr) -> Option<Answer> {
     let answer = http::ask(stream, &http::request(to)).await?;
     if answer.status == 200 {
         let document = answer.json();
-        let secrets = ["SecretAccessKey", "Token"].map(|field| document[field].as_str().unwrap().to_owned());
-        SECRETS.lock().unwrap().extend(secrets);
+        for field in ["SecretAccessKey", "Token"] {
+            keep_secret(document[field].as_str().unwrap());
+        }
     }
     Some(answer)
 }

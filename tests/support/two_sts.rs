@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use crate::agent::keep_secret;
 use crate::moto::{Moto, REGION};
 
 type Answer = Response<Full<Bytes>>;
@@ -172,6 +173,10 @@ impl TwoSts {
         let xml = String::from_utf8_lossy(&body);
         if let Some(key) = between(&xml, "<AccessKeyId>", "</AccessKeyId>") {
             self.behind.lock().expect("nobody panics").insert(key.to_owned(), session);
+            for secret in ["SecretAccessKey", "SessionToken"] {
+                let secret = between(&xml, &format!("<{secret}>"), &format!("</{secret}>"));
+                keep_secret(secret.expect("moto gives all three"));
+            }
         }
         Response::from_parts(head, Full::new(body.clone()))
     }
