@@ -2,7 +2,9 @@
 
 use serde_json::json;
 
-use crate::scenario::{allow, scenario};
+use crate::scenario::{VARIABLES, allow, scenario};
+
+const README: &str = include_str!("../../README.md");
 
 #[test]
 fn annotated_service_account() {
@@ -15,6 +17,9 @@ fn annotated_service_account() {
         let _agent = it.agent(&["--sts-endpoint-url", &sts]).await;
 
         it.account_with("web", json!({"rolecall.dev/role-arn": role})).await;
+        for (name, value) in VARIABLES {
+            assert!(README.contains(&format!("\n    {name}={value}")), "the README tells users of {name}");
+        }
         let pod = it.pod("web").await;
         let read = pod.must("s3", "get_object", &json!({"Bucket": "shop", "Key": "prices"}));
         assert_eq!(read["Body"], "42");
