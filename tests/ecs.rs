@@ -22,6 +22,16 @@ use self::endpoint::{Lines, WEB, agent, agent_with, serve};
 use self::http::{ask, connect, get, read, request};
 
 #[tokio::test]
+async fn a_role_without_an_aws_account_has_none_in_its_document() {
+    for role in ["arn:minio:iam:::role/app", "arn:aws:iam:::role/ceph", "arn:aws:iam::tenant_1:role/ceph"] {
+        let agent = agent_with(|world| world.annotate("web", &[("rolecall.dev/role-arn", role)]));
+        let document = agent.get().await.json();
+        assert_eq!(document["RoleArn"], role);
+        assert_eq!(document.get("AccountId"), None, "{document}");
+    }
+}
+
+#[tokio::test]
 async fn the_document_is_what_every_sdk_parses() {
     let agent = agent();
     let answer = agent.get().await;

@@ -31,8 +31,8 @@ impl RoleArn {
         if service != "iam" || !region.is_empty() {
             return Err("its service must be iam, and its region empty");
         }
-        if !account.is_empty() && (account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit())) {
-            return Err("its account must be 12 digits, or empty");
+        if !account.is_empty() && !is_account(account) && !is_tenant(account) {
+            return Err("its account must be 12 digits, or empty, or a tenant of Ceph's");
         }
         let name = resource.strip_prefix("role/").ok_or("it must name a role: …:role/NAME")?;
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"+=,.@-_/".contains(&b);
@@ -47,9 +47,14 @@ impl RoleArn {
         &self.0
     }
 
-    /// The account, where the ARN has one (Ceph's and MinIO's have not).
+    /// The partition: `aws`, `aws-cn`, `minio`.
+    pub fn partition(&self) -> &str {
+        self.0.split(':').nth(1).unwrap_or_default()
+    }
+
+    /// The AWS account, where the ARN has one (Ceph's and MinIO's have not): SDKs build host names of it.
     pub fn account(&self) -> Option<&str> {
-        self.0.split(':').nth(4).filter(|account| !account.is_empty())
+        self.0.split(':').nth(4).filter(|account| is_account(account))
     }
 }
 
@@ -57,6 +62,16 @@ impl fmt::Display for RoleArn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+fn is_account(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Ceph puts its tenants there, and its accounts, which are `RGW` and 17 digits. All of AWS's begin with a digit.
+fn is_tenant(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// A managed policy's ARN, as `PolicyArns` takes it: of an account, or AWS's own.

@@ -51,6 +51,9 @@ fn a_malformed_arn_is_named_with_its_value() {
         "",
         "demo",
         "arn:aws:iam::12:role/demo",
+        "arn:aws:iam::1234567890123:role/demo",
+        "arn:aws:iam::123456789o12:role/demo",
+        "arn:aws:iam::tenant-1:role/demo",
         "arn:aws:s3:::bucket/role/demo",
         "arn:aws:iam::123456789012:user/demo",
     ] {
@@ -70,10 +73,14 @@ fn role_arns_of_every_sts_pass() {
         "arn:aws-us-gov:iam::123456789012:role/path/demo",
         "arn:minio:iam:::role/dummy-internal",
         "arn:aws:iam:::role/ceph",
+        "arn:aws:iam::tenant_1:role/ceph",
+        "arn:aws:iam::RGW33567154695143645:role/ceph",
     ] {
         assert_eq!(plan(&[(ROLE_ARN, value)]).unwrap().role.as_str(), value);
     }
-    assert_eq!(RoleArn::parse("arn:aws:iam:::role/ceph").unwrap().account(), None);
+    for role in ["arn:aws:iam:::role/ceph", "arn:aws:iam::RGW33567154695143645:role/ceph"] {
+        assert_eq!(RoleArn::parse(role).unwrap().account(), None, "SDKs would build host names of it");
+    }
     assert_eq!(RoleArn::parse(ROLE).unwrap().account(), Some("123456789012"));
 }
 
