@@ -73,7 +73,15 @@ pub async fn config(kubeconfig: Option<&Path>) -> Result<kube::Config, Error> {
     let Some(path) = kubeconfig else { return kube::Config::incluster().map_err(Error::InCluster) };
     let unusable = |source| Error::Kubeconfig { path: path.to_owned(), source };
     let file = Kubeconfig::read_from(path).map_err(unusable)?;
-    kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(unusable)
+    let named =
+        file.clusters.iter().any(|named| named.cluster.as_ref().is_some_and(|it| it.proxy_url.is_some()));
+    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+    let mut config = config.map_err(unusable)?;
+    // kube takes HTTPS_PROXY for it, whatever NO_PROXY says. That is for STS: the API server is near.
+    if !named {
+        config.proxy_url = None;
+    }
+    Ok(config)
 }
 
 /// The files that [`config`] and the client read, now and after each renewal: the kubeconfig and those that it names, or the pod's own.

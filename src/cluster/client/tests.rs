@@ -56,3 +56,42 @@ async fn a_kubeconfig_that_is_not_there_is_named_and_a_proxy_is_refused() {
     behind.proxy_url = Some(Uri::from_static("http://127.0.0.1:3128"));
     assert!(matches!(client(&behind), Err(Error::Proxy)));
 }
+
+/// In a process of its own: variables belong to the whole process.
+#[test]
+fn stss_proxy_is_not_the_api_servers() {
+    const CHILD: &str = "ROLECALL_TEST_PROXY_CHILD";
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    if std::env::var_os(CHILD).is_some() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let named = |cluster: serde_json::Value| {
+            let config = serde_json::json!({
+                "clusters": [{"name": "c", "cluster": cluster}], "users": [{"name": "u", "user": {}}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}], "current-context": "x",
+            });
+            std::fs::write(file.path(), config.to_string()).unwrap();
+            runtime.block_on(config_of(file.path())).proxy_url
+        };
+        let server = "http://127.0.0.1:8080";
+        assert_eq!(named(serde_json::json!({"server": server})), None);
+        let own = named(serde_json::json!({"server": server, "proxy-url": "http://mine:3128"}));
+        assert_eq!(own.unwrap().host(), Some("mine"), "that is still refused, by name");
+        return;
+    }
+    let name = "cluster::client::tests::stss_proxy_is_not_the_api_servers";
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .envs([(CHILD, "1"), ("HTTPS_PROXY", "http://proxy:3128")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
+}
+
+async fn config_of(path: &Path) -> kube::Config {
+    config(Some(path)).await.unwrap()
+}
