@@ -47,12 +47,16 @@ pub enum Verdict {
 pub struct Reviewed {
     /// `user.username`
     pub user: String,
+    /// `user.uid`: of a ServiceAccount's token, the ServiceAccount's.
+    pub user_uid: String,
     /// `audiences`: those of the question that the token is meant for.
     pub audiences: Vec<String>,
     /// `user.extra["authentication.kubernetes.io/pod-name"]`: of a token that is bound to a pod.
     pub pod_name: Option<String>,
     /// `user.extra["authentication.kubernetes.io/pod-uid"]`
     pub pod_uid: Option<String>,
+    /// `user.extra["authentication.kubernetes.io/node-name"]`: the pod's, since Kubernetes 1.30.
+    pub node_name: Option<String>,
     /// `user.extra["authentication.kubernetes.io/credential-id"]`: `JTI=…`
     pub credential_id: Option<String>,
 }

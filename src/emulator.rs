@@ -73,13 +73,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::{SignedDuration, Timestamp};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+
+use crate::server::tls;
 
 pub use config::{Config, IssuerConfig, Mistakes, RoleConfig, UserConfig};
 pub use faults::{Calls, Fault};
@@ -412,19 +412,17 @@ impl Tls {
     /// # Errors
     /// [`Error::Tls`] naming the file.
     pub fn read(cert: &Path, key: &Path) -> Result<Self, Error> {
-        let wrong = |path: &Path, err: &dyn std::fmt::Display| Error::Tls {
-            message: format!("{}: {err}", path.display()),
+        let read = |path: &Path| {
+            let wrong = |err| Error::Tls { message: format!("{}: {err}", path.display()) };
+            std::fs::read(path).map_err(wrong)
         };
-        let chain: Vec<_> = CertificateDer::pem_file_iter(cert)
-            .and_then(Iterator::collect)
-            .map_err(|err| wrong(cert, &err))?;
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|err| wrong(key, &err))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
-            .map_err(|err| wrong(cert, &err))?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+        let acceptor = tls::acceptor(&read(cert)?, &read(key)?);
+        acceptor.map(Self).map_err(|wrong| {
+            let file = match &wrong {
+                tls::Error::Key(_) => key,
+                tls::Error::Certificate(_) | tls::Error::Pair(_) => cert,
+            };
+            Error::Tls { message: format!("{}: {wrong}", file.display()) }
+        })
     }
 }

@@ -181,6 +181,7 @@ pub fn reviewed(pod: &Pod, audience: &str) -> Reviewed {
         pod_name: Some(pod.name.to_string()),
         pod_uid: Some(pod.uid.to_string()),
         credential_id: Some("JTI=the-token-id".into()),
+        ..Reviewed::default()
     }
 }
 

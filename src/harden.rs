@@ -5,8 +5,9 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
-use crate::config::Config;
+use crate::config::{Config, Kube};
 
 /// Why the process is not as it must be.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,16 @@ pub fn process() -> Result<(), Error> {
 /// `Error::Landlock`. A kernel without Landlock is no error.
 #[cfg(target_os = "linux")]
 pub fn files(config: &Config) -> Result<FileSystem, Error> {
-    linux::close_files(config).map_err(Error::Landlock)
+    linux::close_files(linux::readable(config), Some(&config.local_socket)).map_err(Error::Landlock)
+}
+
+/// As [`files`], for a process that reads `paths`, what a connection to the API server of `kube` takes, and nothing else.
+///
+/// # Errors
+/// `Error::Landlock`. A kernel without Landlock is no error.
+#[cfg(target_os = "linux")]
+pub fn files_but(kube: &Kube, paths: Vec<PathBuf>) -> Result<FileSystem, Error> {
+    linux::close_files([linux::for_the_api_server(kube), paths].concat(), None).map_err(Error::Landlock)
 }
 
 /// Elsewhere the agent only builds; it runs on Linux nodes.
@@ -84,6 +94,15 @@ pub fn files(_: &Config) -> Result<FileSystem, Error> {
     Ok(FileSystem::Open)
 }
 
+/// As [`process`].
+///
+/// # Errors
+/// Never.
+#[cfg(not(target_os = "linux"))]
+pub fn files_but(_: &Kube, _: Vec<PathBuf>) -> Result<FileSystem, Error> {
+    Ok(FileSystem::Open)
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::env;
@@ -97,7 +116,7 @@ mod linux {
 
     use super::FileSystem;
     use crate::cluster::client;
-    use crate::config::{Config, Identity};
+    use crate::config::{Config, Identity, Kube};
 
     /// The newest whose rights on files we know. Rights on networks and signals (ABI 4 and 6) are left alone: the agent dials what it is told
     /// to, and its probes are signalled by nobody.
@@ -131,17 +150,23 @@ mod linux {
     /// The same, by choice of whoever starts us; the second can be a list.
     const ROOTS_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
-    pub(super) fn close_files(config: &Config) -> Result<FileSystem, RulesetError> {
-        let socket = directory_of(&config.local_socket);
+    /// Opens `paths` for reading, and the directory of `socket` for making it; closes the rest.
+    pub(super) fn close_files(
+        paths: Vec<PathBuf>,
+        socket: Option<&Path>,
+    ) -> Result<FileSystem, RulesetError> {
         let status = Ruleset::default()
             // What an older kernel does not know is not asked of it.
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(KNOWN))?
             .create()?
             // A path that is not there needs no rule: nothing can be made there either.
-            .add_rules(path_beneath_rules(readable(config), read()))?
+            .add_rules(path_beneath_rules(paths, read()))?
             // The socket of the last agent is taken away, ours is made.
-            .add_rules(path_beneath_rules([socket], AccessFs::MakeSock | AccessFs::RemoveFile))?
+            .add_rules(path_beneath_rules(
+                socket.map(directory_of),
+                AccessFs::MakeSock | AccessFs::RemoveFile,
+            ))?
             .restrict_self()?;
         Ok(match status.ruleset {
             RulesetStatus::FullyEnforced => FileSystem::Closed,
@@ -154,8 +179,21 @@ mod linux {
         AccessFs::ReadFile | AccessFs::ReadDir
     }
 
-    fn readable(config: &Config) -> Vec<PathBuf> {
-        let mut paths: Vec<PathBuf> = RESOLVER.iter().chain(&ROOTS).map(PathBuf::from).collect();
+    pub(super) fn readable(config: &Config) -> Vec<PathBuf> {
+        let mut paths = for_the_api_server(&config.kube);
+        paths.extend(ROOTS.map(PathBuf::from));
+        let chosen = ROOTS_VARIABLES.into_iter().filter_map(env::var_os);
+        paths.extend(chosen.flat_map(|value| env::split_paths(&value).collect::<Vec<_>>()));
+        if config.identity == Identity::Kernel {
+            // cgroup and net/ of every process; the kernel keeps environ, maps and the like of others from us (ptrace).
+            paths.push("/proc".into());
+        }
+        paths
+    }
+
+    /// Its name's address, and the files of whoever logs in there.
+    pub(super) fn for_the_api_server(kube: &Kube) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = RESOLVER.iter().map(PathBuf::from).collect();
         // Elsewhere than in a container it is a link into a directory of the resolver's, which writes it anew.
         paths.extend(
             fs::canonicalize(RESOLVER[0])
@@ -163,14 +201,8 @@ mod linux {
                 .filter(|path| !path.starts_with("/etc"))
                 .map(|path| directory_of(&path)),
         );
-        let chosen = ROOTS_VARIABLES.into_iter().filter_map(env::var_os);
-        paths.extend(chosen.flat_map(|value| env::split_paths(&value).collect::<Vec<_>>()));
         // Tokens and certificates are renewed by putting another file in their place: a rule for the file would be one for the old one.
-        paths.extend(client::files(&config.kube).iter().map(|path| directory_of(path)));
-        if config.identity == Identity::Kernel {
-            // cgroup and net/ of every process; the kernel keeps environ, maps and the like of others from us (ptrace).
-            paths.push("/proc".into());
-        }
+        paths.extend(client::files(kube).iter().map(|path| directory_of(path)));
         paths
     }
 

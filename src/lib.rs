@@ -61,6 +61,7 @@ pub mod fakes;
 mod fuzz;
 pub mod harden;
 pub mod identity;
+pub mod issuer;
 pub mod metrics;
 #[cfg(target_os = "linux")]
 pub mod net;

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use prometheus::IntCounter;
 use rolecall::config::{self, Config};
 use rolecall::harden::{self, FileSystem};
 use rolecall::metrics::Metrics;
 use rolecall::telemetry::{self, Lines};
-use rolecall::{admin, app, dev, emulator, oidc};
+use rolecall::{admin, app, dev, emulator, issuer, oidc};
 
 /// Pod Identity for any Kubernetes: annotate a ServiceAccount, and its pods get that AWS role.
 #[derive(Parser)]
@@ -41,6 +42,8 @@ enum Command {
     Dev(dev::Args),
     /// An STS that validates: web-identity tokens, trust policies, GetCallerIdentity.
     Emulator(emulator::Args),
+    /// Sign web-identity tokens for agents: for clusters whose API server cannot be given an issuer that STS reaches.
+    Issuer(issuer::Args),
     /// What an issuer of your own needs: discovery document, JWKS, thumbprint, trust policy, IAM's provider.
     Oidc(Box<oidc::Args>),
 }
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Net(args) => rolecall::net::run(args),
         Command::Dev(args) => run_dev(args),
         Command::Emulator(args) => emulator::run(args),
+        Command::Issuer(args) => issuer(args),
         Command::Oidc(args) => oidc::run(*args),
     }
 }
@@ -88,12 +92,37 @@ fn agent(args: config::Args) -> ExitCode {
         }
     };
     // Before the first thread, which would not be bound by it.
-    let file_system = match harden::process().and_then(|()| harden::files(&config)) {
+    let file_system = harden::process().and_then(|()| harden::files(&config));
+    let metrics = Arc::new(Metrics::new());
+    let dropped = metrics.dropped_lines.clone();
+    serve(file_system, dropped, |lines| app::agent(config, metrics, lines))
+}
+
+fn issuer(args: issuer::Args) -> ExitCode {
+    let config = match issuer::Config::from_args(args) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprint!("{mistakes}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let file_system = harden::process().and_then(|()| harden::files_but(config.kube(), config.folders()));
+    let metrics = Arc::new(issuer::metrics::Metrics::new());
+    let dropped = metrics.dropped_lines.clone();
+    serve(file_system, dropped, |lines| issuer::run(config, metrics, lines))
+}
+
+/// Runs what serves in a cluster, with its log and audit lines on stdout.
+fn serve<F: Future<Output = anyhow::Result<()>>>(
+    hardened: Result<FileSystem, harden::Error>,
+    dropped: IntCounter,
+    run: impl FnOnce(Arc<Lines>) -> F,
+) -> ExitCode {
+    let file_system = match hardened {
         Ok(file_system) => file_system,
         Err(err) => return failed(&err.into()),
     };
-    let metrics = Arc::new(Metrics::new());
-    let lines = match Lines::start(std::io::stdout(), metrics.dropped_lines.clone()) {
+    let lines = match Lines::start(std::io::stdout(), dropped) {
         Ok(lines) => lines,
         Err(err) => return failed(&err.into()),
     };
@@ -104,7 +133,7 @@ fn agent(args: config::Args) -> ExitCode {
         }
         FileSystem::Open => tracing::warn!(file_system = %file_system, "hardened, but for the file system"),
     }
-    let ended = block_on(app::agent(config, metrics, Arc::clone(&lines)));
+    let ended = block_on(run(Arc::clone(&lines)));
     if let Err(err) = &ended {
         tracing::error!(error = format!("{err:#}"), "failed");
     }

@@ -4,7 +4,7 @@
 
 mod check;
 mod der;
-mod documents;
+pub(crate) mod documents;
 pub(crate) mod fetch;
 pub mod keys;
 mod thumbprint;

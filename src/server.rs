@@ -4,6 +4,7 @@ mod direct;
 pub mod ecs;
 pub mod limits;
 pub mod reply;
+pub(crate) mod tls;
 pub mod visitor;
 
 use std::io;

@@ -71,6 +71,7 @@ struct Status {
 #[serde(default)]
 struct User {
     username: String,
+    uid: String,
     extra: BTreeMap<String, Vec<String>>,
 }
 
@@ -98,7 +99,7 @@ fn redacted(mut text: String, token: &SecretString) -> String {
 
 impl Status {
     fn verdict(self) -> Verdict {
-        let Self { authenticated, user: User { username, mut extra }, audiences, error } = self;
+        let Self { authenticated, user: User { username, uid, mut extra }, audiences, error } = self;
         if !authenticated {
             // With an error or without: it was not recognised.
             return Verdict::Bad(log_safe(if error.is_empty() { "not authenticated" } else { &error }));
@@ -111,8 +112,10 @@ impl Status {
         Verdict::Good(Reviewed {
             pod_name: one("pod-name"),
             pod_uid: one("pod-uid"),
+            node_name: one("node-name"),
             credential_id: one("credential-id"),
             user: username,
+            user_uid: uid,
             audiences,
         })
     }
@@ -148,6 +151,7 @@ mod tests {
             (reviewed.credential_id.as_deref(), reviewed.audiences),
             (Some("JTI=7"), vec!["rolecall".into()])
         );
+        assert_eq!((reviewed.node_name.as_deref(), &*reviewed.user_uid), (Some("node-1"), "u"));
     }
 
     #[test]

@@ -8,19 +8,19 @@ use serde_json::{Value, json};
 use crate::cluster::client;
 
 /// Where an issuer's discovery document is, below its URL (OpenID Connect Discovery 4.1).
-pub(super) const DISCOVERY: &str = ".well-known/openid-configuration";
+pub(crate) const DISCOVERY: &str = ".well-known/openid-configuration";
 /// Where an API server has its keys; ours are at the same place below the issuer unless asked for elsewhere.
-pub(super) const JWKS: &str = "openid/v1/jwks";
+pub(crate) const JWKS: &str = "openid/v1/jwks";
 
 /// For both documents together; the API server has them ready.
 const ASK: Duration = Duration::from_secs(10);
 
 /// The `iss` of an issuer's tokens: `https://HOST[/PATH]`, exactly as it stands there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct IssuerUrl(String);
+pub(crate) struct IssuerUrl(String);
 
 impl IssuerUrl {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let url = text.parse::<http::Uri>().ok().filter(|url| {
             let plain = url.authority().is_some_and(|host| !host.as_str().contains('@'));
             plain && url.scheme_str() == Some("https") && !text.contains(['?', '#'])
@@ -32,7 +32,7 @@ impl IssuerUrl {
         }
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
@@ -42,7 +42,7 @@ impl IssuerUrl {
     }
 
     /// The URL of `path` below the issuer.
-    pub(super) fn below(&self, path: &str) -> String {
+    pub(crate) fn below(&self, path: &str) -> String {
         below(&self.0, path)
     }
 }
@@ -53,7 +53,7 @@ pub(super) fn below(base: &str, path: &str) -> String {
 }
 
 /// The documents of one issuer, as they will be published.
-pub(super) struct Documents {
+pub(crate) struct Documents {
     pub issuer: IssuerUrl,
     /// Where the keys will be, below the issuer.
     pub jwks_path: String,
@@ -61,7 +61,7 @@ pub(super) struct Documents {
 }
 
 impl Documents {
-    pub(super) fn discovery(&self) -> Value {
+    pub(crate) fn discovery(&self) -> Value {
         json!({
             "issuer": self.issuer.as_str(),
             "jwks_uri": self.issuer.below(&self.jwks_path),
@@ -98,7 +98,7 @@ pub(super) fn check_path(path: &str) -> Result<(), String> {
     }
 }
 
-pub(super) fn jwks(keys: &[Value]) -> Value {
+pub(crate) fn jwks(keys: &[Value]) -> Value {
     json!({"keys": keys})
 }
 
@@ -119,7 +119,7 @@ pub(super) fn algorithms(keys: &[Value]) -> Vec<&str> {
     names
 }
 
-pub(super) fn pretty(document: &impl serde::Serialize) -> String {
+pub(crate) fn pretty(document: &impl serde::Serialize) -> String {
     let mut text = serde_json::to_string_pretty(document).expect("keys are text, and nothing in it can fail");
     text.push('\n');
     text

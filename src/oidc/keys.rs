@@ -127,8 +127,8 @@ impl PublicKey {
         Ok(Self { spki, material })
     }
 
-    /// PKCS#1's form of an RSA key, which says nothing of the algorithm.
-    fn from_pkcs1(key: &[u8]) -> Result<Self, Error> {
+    /// PKCS#1's form of an RSA key, which says nothing of the algorithm: as ring has one.
+    pub(crate) fn from_pkcs1(key: &[u8]) -> Result<Self, Error> {
         let material = rsa(key).ok_or(Error::Damaged)?;
         Ok(Self { spki: join_spki(RSA, key), material })
     }

@@ -31,9 +31,15 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const SWEEP: usize = 1024;
 
 /// The limits of one agent, shared by its listeners.
-#[derive(Default)]
 pub struct Limits {
+    connections: usize,
     table: Mutex<Table>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new(CONNECTIONS)
+    }
 }
 
 #[derive(Default)]
@@ -49,10 +55,15 @@ struct Taken {
 }
 
 impl Limits {
+    /// Limits for so many open connections.
+    pub fn new(connections: usize) -> Self {
+        Self { connections, table: Mutex::default() }
+    }
+
     /// Room for one connection of `origin`, until what is returned is dropped; `None` if it has its share already.
     pub fn admit(self: &Arc<Self>, origin: Origin) -> Option<Admission> {
         let mut table = self.locked();
-        let allowed = (CONNECTIONS - table.open) / PART;
+        let allowed = (self.connections - table.open) / PART;
         if table.origins.len() >= SWEEP && !table.origins.contains_key(&origin) {
             let now = Instant::now();
             // Whoever has used up its turns is remembered until it would have them again.
