@@ -34,6 +34,7 @@ use crate::shutdown::{self, Drain};
 use crate::sts::{self, Sts, StsClient};
 use crate::telemetry::Lines;
 use crate::token::BoundToken;
+use crate::token::issued::Issued;
 use crate::token::shown::{MintsNothing, ShownTokens};
 use crate::{identity, service_accounts, sys, warm};
 
@@ -74,7 +75,7 @@ impl App {
         let pods = Arc::new(Pods::default());
         let accounts = Arc::new(ServiceAccounts::new(plan));
         let (cluster, shown): (Arc<dyn Cluster>, _) = match authorization.tokens {
-            TokenSource::Kubernetes => (cluster, None),
+            TokenSource::Kubernetes | TokenSource::Issuer => (cluster, None),
             TokenSource::Caller => {
                 let shown = Arc::new(ShownTokens::new(Arc::clone(&pods)));
                 (Arc::new(MintsNothing::new(cluster, Arc::clone(&shown))), Some(shown))
@@ -141,12 +142,16 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
     let kube = client::clients(&kubeconfig, config.impersonate_node.then_some(&*config.node_name))?;
     config.check_audiences(&kubeconfig.auth_info)?;
     let api = Arc::new(api::KubeApi::new(kube.node.clone(), &*config.node_name));
+    let cluster: Arc<dyn Cluster> = match &config.issuer {
+        Some(door) => Arc::new(Issued::new(Arc::clone(&api) as _, door.clone())),
+        None => Arc::clone(&api) as _,
+    };
     let sts = Arc::new(RegionalSts::default());
     let app = App::new(
         source,
         config.authorization.clone(),
         config.plan.clone(),
-        Arc::clone(&api) as _,
+        cluster,
         Arc::clone(&sts) as _,
         metrics,
         lines,

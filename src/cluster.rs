@@ -31,6 +31,12 @@ pub enum Error {
     /// `--token-source=caller`: the pod has shown no token of this audience that still lives. The kube API was not asked.
     #[error("the pod has shown no token for {0}")]
     NotShown(String),
+    /// `--token-source=issuer`: the issuer cannot be reached, or did not answer in time: passing trouble.
+    #[error("the issuer does not answer: {0}")]
+    IssuerAway(String),
+    /// `--token-source=issuer`: it answered, and refused.
+    #[error("the issuer refuses: {0}")]
+    IssuerRefused(String),
 }
 
 /// What the API server says of a token that somebody else presents.
@@ -92,6 +98,8 @@ impl Error {
             Self::PodGone(_) => "pod_gone",
             Self::Refused(_) => "refused",
             Self::NotShown(_) => "not_shown",
+            Self::IssuerAway(_) => "issuer_away",
+            Self::IssuerRefused(_) => "issuer_refused",
         }
     }
 }

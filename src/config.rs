@@ -1,6 +1,7 @@
 //! Every flag and variable of the agent: default, unit, meaning; checked once, all mistakes reported together.
 
 mod audience;
+mod issuer;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,7 @@ use crate::identity::authorization::{self, Authorization, Required, TokenSource}
 use crate::policy::Policy;
 use crate::role::session_name::Template;
 use crate::role::{Defaults, SESSION_LIFE, parse_duration};
+use crate::token::issued::Door;
 
 /// The port of the container-credential listeners: 80 cannot be shared with an ingress on the host network.
 pub const PORT: u16 = 9902;
@@ -21,6 +23,8 @@ pub const METRICS_PORT: u16 = 9903;
 pub const LISTEN: [&str; 3] = ["169.254.170.23:9902", "[fd00:ec2::23]:9902", "169.254.170.2:9902"];
 /// Where the probes, `/statusz` and `rolecall net verify` find the agent.
 pub const LOCAL_SOCKET: &str = "/run/rolecall/agent.sock";
+/// Where `daemonset/issuer/agent` mounts the agent's own token for the issuer.
+pub const ISSUER_TOKEN: &str = "/etc/rolecall/issuer/token";
 /// The default token audience: what IAM's OIDC providers are set up with.
 pub const AUDIENCE: &str = "sts.amazonaws.com";
 
@@ -59,10 +63,23 @@ pub struct Args {
     /// Audience of the tokens in Authorization by which pods show the agent who they are. Repeatable.
     #[arg(long, env = "ROLECALL_AUTHORIZATION_AUDIENCE", value_delimiter = ',', default_value = authorization::AUDIENCE)]
     pub authorization_audience: Vec<String>,
-    /// Where the tokens come from that STS is shown: kubernetes (the agent mints them), or caller (each pod's own
-    /// projected token in Authorization; the agent needs no right to mint).
+    /// Where the tokens come from that STS is shown: kubernetes (the agent mints them), caller (each pod's own
+    /// projected token in Authorization; the agent needs no right to mint), or issuer (`rolecall issuer` signs them).
     #[arg(long, env = "ROLECALL_TOKEN_SOURCE", default_value = "kubernetes")]
     pub token_source: String,
+    /// Where that issuer is, https only.
+    #[arg(long, env = "ROLECALL_ISSUER_URL", value_name = "URL")]
+    pub issuer_url: Option<String>,
+    /// PEM file with the only roots that the issuer's certificate may lead to; read again when it changes [default: the
+    /// system's]
+    #[arg(long, env = "ROLECALL_ISSUER_CA_BUNDLE", value_name = "FILE")]
+    pub issuer_ca_bundle: Option<PathBuf>,
+    /// File with the agent's own token for the issuer, which the kubelet renews.
+    #[arg(long, env = "ROLECALL_ISSUER_TOKEN_FILE", value_name = "FILE", default_value = ISSUER_TOKEN)]
+    pub issuer_token_file: PathBuf,
+    /// Audience of that token and of the pods' tokens that the issuer is shown.
+    #[arg(long, env = "ROLECALL_ISSUER_AUDIENCE", default_value = crate::issuer::AUDIENCE)]
+    pub issuer_audience: String,
     /// Audience of the tokens that STS is shown.
     #[arg(long, env = "ROLECALL_AUDIENCE", default_value = AUDIENCE)]
     pub audience: String,
@@ -145,6 +162,8 @@ pub struct Config {
     pub identity: Identity,
     /// `--require-authorization`, `--authorization-audience` and `--token-source`
     pub authorization: Authorization,
+    /// `--issuer-url` and its like, with `--token-source=issuer`.
+    pub issuer: Option<Door>,
     /// `--region`; without one, the node's label is asked.
     pub region: Option<String>,
     /// `--sts-endpoint-url`
@@ -169,6 +188,7 @@ impl fmt::Display for Config {
             impersonate_node,
             identity,
             authorization,
+            issuer,
             region,
             sts_endpoint_url,
             sts_ca_bundle,
@@ -180,7 +200,7 @@ impl fmt::Display for Config {
         write!(f, "impersonate-node={impersonate_node} identity={identity:?} region={region:?} ")?;
         write!(f, "require-authorization={:?} ", authorization.required)?;
         write!(f, "authorization-audience={:?} ", authorization.audiences)?;
-        write!(f, "token-source={:?} ", authorization.tokens)?;
+        write!(f, "token-source={:?} issuer={issuer:?} ", authorization.tokens)?;
         write!(f, "sts-endpoint-url={sts_endpoint_url:?} sts-ca-bundle={} ", sts_ca_bundle.is_some())?;
         write!(f, "audience={} allow-audience={:?} ", plan.audience, plan.allowed_audiences)?;
         write!(
@@ -225,6 +245,10 @@ impl Config {
             require_authorization,
             authorization_audience,
             token_source,
+            issuer_url,
+            issuer_ca_bundle,
+            issuer_token_file,
+            issuer_audience,
             audience,
             allow_audience,
             region,
@@ -280,8 +304,9 @@ impl Config {
         let tokens = match token_source.as_str() {
             "kubernetes" => TokenSource::Kubernetes,
             "caller" => TokenSource::Caller,
+            "issuer" => TokenSource::Issuer,
             other => {
-                wrong("token-source", format!("{other:?} is neither kubernetes nor caller"));
+                wrong("token-source", format!("{other:?} is none of kubernetes, caller and issuer"));
                 TokenSource::Kubernetes
             }
         };
@@ -308,6 +333,14 @@ impl Config {
         if !allowed_audiences.contains(&audience) {
             wrong("allow-audience", format!("lacks the value of --audience, {audience:?}"));
         }
+        let authorization = Authorization { required, audiences: authorization_audience, tokens };
+        let flags = issuer::Flags {
+            url: issuer_url,
+            ca_bundle: issuer_ca_bundle,
+            token_file: issuer_token_file,
+            audience: issuer_audience,
+        };
+        let issuer = issuer::door(flags, &authorization, &allowed_audiences, &mut wrong);
         let sts_endpoint_url = sts_endpoint_url.or_else(|| variable("AWS_ENDPOINT_URL_STS"));
         if let Some(url) = &sts_endpoint_url {
             let parsed = url
@@ -360,7 +393,8 @@ impl Config {
             metrics_listen,
             local_socket,
             identity,
-            authorization: Authorization { required, audiences: authorization_audience, tokens },
+            authorization,
+            issuer,
             impersonate_node,
             kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
             region,

@@ -184,6 +184,9 @@ mod linux {
         paths.extend(ROOTS.map(PathBuf::from));
         let chosen = ROOTS_VARIABLES.into_iter().filter_map(env::var_os);
         paths.extend(chosen.flat_map(|value| env::split_paths(&value).collect::<Vec<_>>()));
+        // Renewed in the same way.
+        let issuer = config.issuer.iter().flat_map(|door| door.ca_bundle.iter().chain([&door.token_file]));
+        paths.extend(issuer.map(|path| directory_of(path)));
         if config.identity == Identity::Kernel {
             // cgroup and net/ of every process; the kernel keeps environ, maps and the like of others from us (ptrace).
             paths.push("/proc".into());

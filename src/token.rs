@@ -1,5 +1,6 @@
 //! A ServiceAccount token bound to one pod: what STS is shown. One that the agent mints exists only between two calls.
 
+pub mod issued;
 pub mod shown;
 
 use std::fmt;

@@ -47,6 +47,8 @@ impl Error {
             Self::PodGone(text) => Self::PodGone(cut(text)),
             Self::Refused(text) => Self::Refused(cut(text)),
             Self::NotShown(text) => Self::NotShown(cut(text)),
+            Self::IssuerAway(text) => Self::IssuerAway(cut(text)),
+            Self::IssuerRefused(text) => Self::IssuerRefused(cut(text)),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn args() -> Args {
+pub(super) fn args() -> Args {
     #[derive(clap::Parser)]
     struct Cli {
         #[command(flatten)]
@@ -77,7 +77,7 @@ fn every_mistake_is_reported_at_once() {
         identity: "guess".into(),
         require_authorization: "yes".into(),
         authorization_audience: vec!["rolecall".into(), String::new()],
-        token_source: "issuer".into(),
+        token_source: "vault".into(),
         session_duration: "3600".into(),
         session_name: "{who}".into(),
         sts_endpoint_url: Some("sts".into()),

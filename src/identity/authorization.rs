@@ -41,6 +41,8 @@ pub enum TokenSource {
     Kubernetes,
     /// The pods show their own: [`crate::token::shown`].
     Caller,
+    /// The agent mints one for the issuer, and that signs another for STS: [`crate::token::issued`].
+    Issuer,
 }
 
 impl Default for Authorization {

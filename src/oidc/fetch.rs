@@ -72,7 +72,8 @@ impl Fetcher {
     }
 }
 
-fn trust_only(path: &Path) -> Result<rustls::ClientConfig, Error> {
+/// TLS that believes the certificates of one file alone.
+pub(crate) fn trust_only(path: &Path) -> Result<rustls::ClientConfig, Error> {
     let no_certificate = || Error::CaFile { path: path.to_owned() };
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(path).map_err(|_| no_certificate())? {

@@ -161,6 +161,11 @@ impl Refusal {
                 .into(),
                 cluster::Error::Away(_) => "the kube API does not answer; ask again".into(),
                 cluster::Error::PodGone(_) => "the kube API no longer has the pod".into(),
+                cluster::Error::IssuerAway(_) => "the token issuer does not answer; ask again".into(),
+                cluster::Error::IssuerRefused(_) => format!(
+                    "the token issuer refuses a token for ServiceAccount {account}: the agent's log and the issuer's say why"
+                )
+                .into(),
                 cluster::Error::NotShown(audience) => format!(
                     "this agent mints no tokens: mount a projected token for audience {audience}, and name its file in AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"
                 )
