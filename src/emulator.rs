@@ -58,6 +58,7 @@ mod keys;
 mod params;
 mod policy;
 mod query;
+mod session_claims;
 mod sessions;
 mod sigv4;
 mod xml;

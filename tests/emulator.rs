@@ -1,6 +1,9 @@
 //! The emulator over real sockets: what AWS would answer, refuse and count.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy sees only the test functions themselves")]
 
+#[path = "emulator/session_claims.rs"]
+mod session_claims;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};

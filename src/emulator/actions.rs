@@ -13,8 +13,9 @@ use super::config::Role;
 use super::error::Refusal;
 use super::jwt::{Claims, Unverified};
 use super::keys::Unproved;
-use super::params::{Params, Wanted};
+use super::params::{Params, Tag, Wanted};
 use super::policy::{Caller, Request};
+use super::session_claims::SessionClaims;
 use super::sessions::Session;
 use super::sigv4::Signed;
 use super::xml::{Answer, NewSession};
@@ -56,7 +57,7 @@ pub(crate) async fn assume_role_with_web_identity(
     let arn = role_arn(&wanted)?;
     record.role = arn.to_string();
     record.session.clone_from(&wanted.session);
-    let packed_policy_size = wanted.packed_policy_size(&[])?;
+    wanted.packed_policy_size(&[])?;
 
     let token = Unverified::parse(&token).map_err(|err| {
         Refusal::invalid_token(
@@ -92,20 +93,30 @@ pub(crate) async fn assume_role_with_web_identity(
         return Err(Refusal::invalid_token("Incorrect token audience").because(reason));
     };
 
+    let SessionClaims { tags, source_identity } = SessionClaims::read(&claims.aws)?;
+    let packed_policy_size = wanted.packed_policy_size(&tags)?;
     let provider_arn =
         format!("arn:{}:iam::{}:oidc-provider/{}", arn.partition, arn.account, provider.name());
     let mut context = HashMap::from([("sts:rolesessionname".to_owned(), vec![wanted.session.clone()])]);
     context.insert(format!("{}:sub", provider.name()).to_ascii_lowercase(), vec![claims.sub.clone()]);
     context.insert(format!("{}:aud", provider.name()).to_ascii_lowercase(), claims.aud.clone());
+    context.extend(source_identity.clone().map(|id| ("sts:sourceidentity".to_owned(), vec![id])));
+    context.extend(tags.iter().map(requested));
     let request = Request { caller: Caller::Federated(provider_arn.clone()), context };
-    let denied = || Refusal::new("AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity");
-    let role = world.role(&arn).ok_or_else(|| denied().because("the file has no such role"))?;
-    role.trust
-        .allows("sts:AssumeRoleWithWebIdentity", &request)
-        .map_err(|reason| denied().because(reason))?;
+    let denied = |action: &str| Refusal::new("AccessDenied", format!("Not authorized to perform {action}"));
+    let web_identity = "sts:AssumeRoleWithWebIdentity";
+    let role = world.role(&arn).ok_or_else(|| denied(web_identity).because("the file has no such role"))?;
+    let actions = [
+        (web_identity, true),
+        ("sts:TagSession", !tags.is_empty()),
+        ("sts:SetSourceIdentity", source_identity.is_some()),
+    ];
+    for (action, _) in actions.iter().filter(|(_, needed)| *needed) {
+        role.trust.allows(action, &request).map_err(|reason| denied(action).because(reason))?;
+    }
 
     let duration = duration(&wanted, role)?;
-    let session = issue(world, role, &wanted.session, None, packed_policy_size, duration);
+    let session = issue(world, role, &wanted.session, source_identity, packed_policy_size, duration);
     Ok(Answer::WebIdentity {
         session,
         provider: provider_arn,
@@ -161,10 +172,7 @@ pub(crate) fn assume_role(
     ]);
     context.extend(extra.external_id.map(|id| ("sts:externalid".to_owned(), vec![id])));
     context.extend(source_identity.clone().map(|id| ("sts:sourceidentity".to_owned(), vec![id])));
-    for tag in &extra.tags {
-        let key = format!("aws:requesttag/{}", tag.key.to_ascii_lowercase());
-        context.insert(key, vec![tag.value.clone()]);
-    }
+    context.extend(extra.tags.iter().map(requested));
     let arns = vec![signer.arn.clone(), principal_arn.to_owned()];
     let request = Request { caller: Caller::Aws { arns, account: signer.account.clone() }, context };
     let actions = [
@@ -238,6 +246,11 @@ fn signer(world: &World, parts: &Parts, body: &[u8]) -> Result<Signer, Refusal> 
         account: session.role.account.clone(),
         session: Some(session),
     })
+}
+
+/// The condition key of a tag that a call asks for.
+fn requested(tag: &Tag) -> (String, Vec<String>) {
+    (format!("aws:requesttag/{}", tag.key.to_ascii_lowercase()), vec![tag.value.clone()])
 }
 
 fn role_arn(wanted: &Wanted) -> Result<RoleArn, Refusal> {

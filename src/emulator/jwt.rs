@@ -4,6 +4,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::signature::{self, UnparsedPublicKey};
 use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::session_claims::AWS;
 
 /// Why a token is not believed. The text is ours: AWS's own says less.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,23 +78,27 @@ pub(crate) struct Claims {
     pub exp: f64,
     pub iat: f64,
     pub nbf: Option<f64>,
+    /// AWS's own, by their full names.
+    pub aws: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
 struct Header {
     alg: String,
     kid: Option<String>,
-    crit: Option<serde_json::Value>,
+    crit: Option<Value>,
 }
 
 #[derive(Deserialize)]
 struct RawClaims {
-    iss: Option<serde_json::Value>,
-    sub: Option<serde_json::Value>,
-    aud: Option<serde_json::Value>,
-    exp: Option<serde_json::Value>,
-    iat: Option<serde_json::Value>,
-    nbf: Option<serde_json::Value>,
+    iss: Option<Value>,
+    sub: Option<Value>,
+    aud: Option<Value>,
+    exp: Option<Value>,
+    iat: Option<Value>,
+    nbf: Option<Value>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 impl<'a> Unverified<'a> {
@@ -148,15 +155,15 @@ impl<'a> Unverified<'a> {
 
 impl Claims {
     fn read(raw: RawClaims) -> Result<Self, Error> {
-        fn text(value: Option<&serde_json::Value>, claim: &'static str) -> Result<String, Error> {
+        fn text(value: Option<&Value>, claim: &'static str) -> Result<String, Error> {
             let text = value.and_then(|value| value.as_str()).filter(|text| !text.is_empty());
             text.map(str::to_owned).ok_or(Error::Claim { claim })
         }
-        fn number(value: Option<&serde_json::Value>, claim: &'static str) -> Result<f64, Error> {
-            value.and_then(serde_json::Value::as_f64).ok_or(Error::Claim { claim })
+        fn number(value: Option<&Value>, claim: &'static str) -> Result<f64, Error> {
+            value.and_then(Value::as_f64).ok_or(Error::Claim { claim })
         }
         let aud = match &raw.aud {
-            Some(serde_json::Value::Array(list)) if !list.is_empty() => {
+            Some(Value::Array(list)) if !list.is_empty() => {
                 list.iter().map(|one| text(Some(one), "aud")).collect::<Result<_, _>>()?
             }
             one => vec![text(one.as_ref(), "aud")?],
@@ -168,6 +175,7 @@ impl Claims {
             exp: number(raw.exp.as_ref(), "exp")?,
             iat: number(raw.iat.as_ref(), "iat")?,
             nbf: raw.nbf.as_ref().map(|nbf| number(Some(nbf), "nbf")).transpose()?,
+            aws: raw.others.into_iter().filter(|(name, _)| name.starts_with(AWS)).collect(),
         })
     }
 }
@@ -203,7 +211,7 @@ enum Public {
 
 #[derive(Deserialize)]
 struct RawJwks {
-    keys: Vec<serde_json::Value>,
+    keys: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -237,7 +245,7 @@ impl Jwks {
 }
 
 impl Key {
-    fn read(raw: serde_json::Value) -> Option<Self> {
+    fn read(raw: Value) -> Option<Self> {
         let raw: RawKey = serde_json::from_value(raw).ok()?;
         if raw.usage.as_deref().is_some_and(|usage| usage != "sig") {
             return None;
@@ -307,12 +315,12 @@ mod tests {
     }
 
     /// The token with another header, signature kept.
-    fn with_header(token: &str, header: &serde_json::Value) -> String {
+    fn with_header(token: &str, header: &Value) -> String {
         let (_, rest) = token.split_once('.').unwrap();
         format!("{}.{rest}", URL_SAFE_NO_PAD.encode(header.to_string()))
     }
 
-    fn claims() -> serde_json::Value {
+    fn claims() -> Value {
         json!({"iss": "https://oidc.example.com", "sub": "system:serviceaccount:shop:web",
                "aud": "sts.amazonaws.com", "iat": 1, "exp": 2.5})
     }

@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use super::arn::{is_account, is_name_char, is_partition};
 use super::error::Refusal;
 
+/// AWS takes no more session tags.
+pub(super) const MAX_TAGS: usize = 50;
+
 /// The parameters of one call, from its query and its form.
 pub(crate) struct Params {
     values: HashMap<String, String>,
@@ -96,7 +99,7 @@ impl Params {
         let keys = self.list("Tags", ".Key");
         let values = self.list("Tags", ".Value");
         let transitive = self.list("TransitiveTagKeys", "");
-        self.limit_members("tags", keys.len(), 50);
+        self.limit_members("tags", keys.len(), MAX_TAGS);
         if keys.len() != values.len() {
             return Err(Refusal::new("MalformedInput", "Every tag needs a Key and a Value"));
         }
@@ -256,7 +259,11 @@ impl Wanted {
     }
 }
 
-fn check_tags(tags: &[Tag], transitive: &[String]) -> Result<(), Refusal> {
+/// Tags, however they came.
+///
+/// # Errors
+/// Those that contradict themselves, or have characters that AWS does not take.
+pub(super) fn check_tags(tags: &[Tag], transitive: &[String]) -> Result<(), Refusal> {
     let wrong = |message: &str| Err(Refusal::new("InvalidParameterValue", message));
     let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || c == ' ' || "_.:/=+-@".contains(c));
     for (number, tag) in tags.iter().enumerate() {
