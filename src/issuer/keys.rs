@@ -68,7 +68,7 @@ pub struct SigningKey {
 
 enum Pair {
     Rsa(Box<rsa::KeyPair>),
-    P256(EcdsaKeyPair),
+    P256(Box<EcdsaKeyPair>),
 }
 
 impl std::fmt::Debug for SigningKey {
@@ -103,7 +103,7 @@ impl SigningKey {
         } else {
             let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &random).ok()?;
             let public = PublicKey::from_point(pair.public_key().as_ref())?;
-            (Pair::P256(pair), public)
+            (Pair::P256(Box::new(pair)), public)
         };
         Some(Self { kid: public.kid(), public, pair, random })
     }

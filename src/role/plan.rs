@@ -147,13 +147,13 @@ impl RolePlan {
         std::iter::successors(Some(self), |hop| hop.before())
     }
 
-    fn from_the_last(&self) -> impl Iterator<Item = &Self> {
+    fn backwards(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |hop| hop.before().map(Arc::as_ref))
     }
 
     /// The audience of the token that its first hop shows.
     pub fn audience(&self) -> Option<&Arc<str>> {
-        self.from_the_last().find_map(|hop| match &hop.by {
+        self.backwards().find_map(|hop| match &hop.by {
             By::WebIdentity { audience, .. } => Some(audience),
             By::AssumeRole { .. } => None,
         })
@@ -161,7 +161,7 @@ impl RolePlan {
 
     /// Does its first hop ask the global endpoint? Keys from there are good where the global endpoint is.
     pub fn global_endpoint(&self) -> bool {
-        self.from_the_last().any(|hop| matches!(hop.by, By::WebIdentity { global_endpoint: true, .. }))
+        self.backwards().any(|hop| matches!(hop.by, By::WebIdentity { global_endpoint: true, .. }))
     }
 
     /// The plan as it applies to `pod`: itself, unless something of it is the pod's own.

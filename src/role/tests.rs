@@ -257,7 +257,10 @@ fn hops(plan: &RolePlan) -> (&RolePlan, &RolePlan) {
     (plan.before().expect("a hop before"), plan)
 }
 
-fn assumed(plan: &RolePlan) -> (Option<&str>, Vec<(&str, &str, bool)>, Option<&str>) {
+/// External id, tags with whether they are transitive, source identity.
+type Assumed<'p> = (Option<&'p str>, Vec<(&'p str, &'p str, bool)>, Option<&'p str>);
+
+fn assumed(plan: &RolePlan) -> Assumed<'_> {
     let By::AssumeRole { external_id, tags, source_identity, .. } = &plan.by else { panic!("{:?}", plan.by) };
     let tags = tags.iter().map(|tag| (tag.key(), tag.value(), tag.transitive)).collect();
     (external_id.as_deref(), tags, source_identity.as_ref().map(session_name::Name::as_str))
