@@ -90,7 +90,7 @@ fn part(token: &str, number: usize) -> Value {
 async fn tokens_of_both_algorithms_are_believed_by_sts_and_by_openssl() {
     let case = Case::new("believed");
     for (alg, key) in [("RS256", RSA.to_owned()), ("ES256", p256())] {
-        let issuer = Issuer::start(&alg.to_lowercase(), &key);
+        let issuer = Issuer::start(&alg.to_lowercase(), &key).await;
         let token = issuer.token(&case.agent(), &case.web(AUDIENCE)).await.token();
         assert_eq!(part(&token, 0)["alg"], alg);
 
@@ -144,7 +144,7 @@ fn der(signature: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_token_says_what_kubernetes_would_say_of_that_pod() {
-    let (case, issuer) = (Case::new("claims"), Issuer::start("claims", RSA));
+    let (case, issuer) = (Case::new("claims"), Issuer::start("claims", RSA).await);
     let kubernetes = part(&case.web(AUDIENCE), 1);
     let claims = part(&issuer.token(&case.agent(), &case.web(AUDIENCE)).await.token(), 1);
     assert_eq!(claims["iss"], issuer.url.as_str());
@@ -158,7 +158,7 @@ async fn a_token_says_what_kubernetes_would_say_of_that_pod() {
     let seconds = |claim: &str| claims[claim].as_i64().unwrap();
     assert_eq!((seconds("exp") - seconds("iat"), seconds("nbf")), (600, seconds("iat")));
     assert_eq!(claims["jti"].as_str().unwrap().len(), 36);
-    issuer.until_it_says(claims["jti"].as_str().unwrap());
+    issuer.until_it_says(claims["jti"].as_str().unwrap()).await;
     let output = issuer.output();
     let line = output.lines().find(|line| line.contains(claims["jti"].as_str().unwrap())).unwrap();
     let line: Value = serde_json::from_str(line).unwrap();
@@ -169,7 +169,7 @@ async fn a_token_says_what_kubernetes_would_say_of_that_pod() {
 
 #[tokio::test]
 async fn whoever_is_not_the_agent_of_the_pods_node_gets_nothing() {
-    let (case, issuer) = (Case::new("refused"), Issuer::start("refused", RSA));
+    let (case, issuer) = (Case::new("refused"), Issuer::start("refused", RSA).await);
     let (agent, web) = (case.agent(), case.web(AUDIENCE));
     assert_eq!(issuer.token(&agent, &web).await.code(), "ok");
 
@@ -213,7 +213,7 @@ async fn whoever_is_not_the_agent_of_the_pods_node_gets_nothing() {
 
 #[tokio::test]
 async fn a_token_ends_with_its_pod_and_so_does_an_agents() {
-    let (case, issuer) = (Case::new("ended"), Issuer::start("ended", RSA));
+    let (case, issuer) = (Case::new("ended"), Issuer::start("ended", RSA).await);
     // The API server believes what it has just looked at for ten seconds more, so none of these was shown before.
     let (agent, web) = (case.agent(), case.web(AUDIENCE));
     server().delete_pod("ended", "web-1");
@@ -227,7 +227,7 @@ async fn a_token_ends_with_its_pod_and_so_does_an_agents() {
 
 #[tokio::test]
 async fn what_is_not_understood_or_not_allowed_is_refused() {
-    let (case, issuer) = (Case::new("odd"), Issuer::start("odd", RSA));
+    let (case, issuer) = (Case::new("odd"), Issuer::start("odd", RSA).await);
     let (agent, web) = (case.agent(), case.web(AUDIENCE));
     let ask = async |body: Value| issuer.ask(Some(&agent), &body).await;
     let elsewhere = ask(json!({"token": web, "audience": "vault"})).await;
@@ -252,7 +252,7 @@ async fn what_is_not_understood_or_not_allowed_is_refused() {
 
 #[tokio::test]
 async fn the_published_documents_pass_the_check_before_during_and_after_a_rotation() {
-    let issuer = Issuer::start("rotated", RSA);
+    let issuer = Issuer::start("rotated", RSA).await;
     let (folder, next) = (tempfile::tempdir().unwrap(), p256());
     let public = |name: &str, key: &str| {
         std::fs::write(folder.path().join(name), key).unwrap();
@@ -271,13 +271,13 @@ async fn the_published_documents_pass_the_check_before_during_and_after_a_rotati
     check(&[&old]).await.good();
     assert_eq!(check(&[&old, &new]).await.code, 1, "not yet");
     issuer.put("next.pem", &next);
-    issuer.until_it_says("\"published\":2");
+    issuer.until_it_says("\"published\":2").await;
     check(&[&old, &new]).await.good();
     // The old key stays published; a Secret changes as one, files do not.
     issuer.put("old.pem", &std::fs::read_to_string(&old).unwrap());
     issuer.put("signing.pem", &next);
     let kid = part_of_jwk(&new).await;
-    issuer.until_it_says(&format!("\"key.id\":\"{kid}\",\"published\":2"));
+    issuer.until_it_says(&format!("\"key.id\":\"{kid}\",\"published\":2")).await;
     check(&[&old, &new]).await.good();
     let case = Case::new("rotated");
     let token = issuer.token(&case.agent(), &case.web(AUDIENCE)).await.token();
@@ -290,7 +290,7 @@ async fn part_of_jwk(public: &str) -> String {
 
 #[tokio::test]
 async fn the_agents_own_door_brings_a_token_of_ten_minutes_and_sorts_refusals() {
-    let (case, issuer) = (Case::new("door"), Issuer::start("door", RSA));
+    let (case, issuer) = (Case::new("door"), Issuer::start("door", RSA).await);
     let node = "door-here";
     // As the agent runs: it mints as its node, for the issuer's audience, which daemonset/issuer allows.
     let kubeconfig = server().kubeconfig_of_agent("rolecall", node, "rolecall-door");
@@ -313,7 +313,7 @@ async fn the_agents_own_door_brings_a_token_of_ten_minutes_and_sorts_refusals() 
     let token = until_the_audience_counts(&issued, web).await;
     assert!((590..=600).contains(&token.remaining().as_secs()), "{token:?}");
     assert_eq!(part(token.expose(), 1)["sub"], "system:serviceaccount:door:web");
-    issuer.until_it_says(token.id().unwrap());
+    issuer.until_it_says(token.id().unwrap()).await;
 
     std::fs::write(&own, case.web(AUDIENCE)).unwrap();
     let refused = request(&issued).await.unwrap_err();

@@ -12,6 +12,8 @@ mod agent;
 mod apiserver;
 #[path = "support/http.rs"]
 mod http;
+#[path = "support/issuer.rs"]
+mod issuer;
 #[path = "support/moto.rs"]
 mod moto;
 #[path = "support/net.rs"]
@@ -27,6 +29,8 @@ mod proxy;
 mod scenario;
 #[path = "support/sdk.rs"]
 mod sdk;
+#[path = "support/site.rs"]
+mod site;
 #[path = "support/tenant.rs"]
 mod tenant;
 #[path = "support/two_sts.rs"]
@@ -36,8 +40,12 @@ mod two_sts;
 mod annotated_service_account;
 #[path = "scenarios/application_assumes_a_role_itself.rs"]
 mod application_assumes_a_role_itself;
+#[path = "scenarios/central_issuer_where_flags_cannot_change.rs"]
+mod central_issuer_where_flags_cannot_change;
 #[path = "scenarios/irsa_annotation_untouched.rs"]
 mod irsa_annotation_untouched;
+#[path = "scenarios/kind_walkthrough_self_hosted_issuer.rs"]
+mod kind_walkthrough_self_hosted_issuer;
 #[path = "scenarios/microk8s_default_audience.rs"]
 mod microk8s_default_audience;
 #[path = "scenarios/pod_as_the_aws_webhook_writes_it.rs"]

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
@@ -15,11 +15,14 @@ use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
+use tokio::time::{Instant, interval};
 
 use crate::apiserver::{ApiServer, Pod};
 
 /// For what should take milliseconds, on a machine that is busy with other things.
 const SOON: Duration = Duration::from_secs(30);
+/// How often a file is looked at that nothing tells of.
+const LOOK: Duration = Duration::from_millis(20);
 /// Of the tokens that the issuer is shown.
 pub(crate) const AUDIENCE: &str = rolecall::issuer::AUDIENCE;
 
@@ -27,21 +30,14 @@ fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
 }
 
-/// The API server with daemonset/issuer applied.
+/// The API server with daemonset/issuer applied, but for the list of audiences: other tests beside this one need the old one.
 pub(crate) fn server() -> &'static ApiServer {
     static APPLIED: OnceLock<()> = OnceLock::new();
     let server = ApiServer::shared();
     APPLIED.get_or_init(|| {
         let manifest = format!("{}/daemonset/issuer/issuer.yaml", env!("CARGO_MANIFEST_DIR"));
-        // The list of audiences is the agents' own manifest's until then, so it is taken over.
-        server.kubectl(&[
-            "apply",
-            "--server-side",
-            "--force-conflicts",
-            "--validate=strict",
-            "-f",
-            &manifest,
-        ]);
+        server.kubectl(&["apply", "--server-side", "--validate=strict", "-f", &manifest]);
+        server.documented("kubectl patch clusterrole rolecall-audiences ", &[("AUDIENCE", AUDIENCE)]);
     });
     server
 }
@@ -77,8 +73,9 @@ impl Answer {
 }
 
 impl Issuer {
-    /// Signs with `key`, a PEM text. Its URL is where it answers, so that its documents can be fetched from there.
-    pub(crate) fn start(name: &str, key: &str) -> Self {
+    /// Signs with `key`, a PEM text. Its URL is where it answers, so that its documents can be fetched from there. In the network
+    /// namespace of the calling thread.
+    pub(crate) async fn start(name: &str, key: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("signing.pem"), key).unwrap();
         for (from, to) in [("emulator/cert.pem", "tls.crt"), ("emulator/key.pem", "tls.key")] {
@@ -108,7 +105,7 @@ impl Issuer {
             .spawn()
             .unwrap();
         let issuer = Self { folder, process, addr, url };
-        issuer.until_it_says("\"message\":\"ready\"");
+        issuer.until_it_says("\"message\":\"ready\"").await;
         issuer
     }
 
@@ -118,11 +115,11 @@ impl Issuer {
     }
 
     /// Waits for a line of its log.
-    pub(crate) fn until_it_says(&self, text: &str) {
-        let begun = Instant::now();
+    pub(crate) async fn until_it_says(&self, text: &str) {
+        let (begun, mut looks) = (Instant::now(), interval(LOOK));
         while !self.output().contains(text) {
             assert!(begun.elapsed() < SOON, "no {text}: {}", self.output());
-            std::thread::yield_now();
+            looks.tick().await;
         }
     }
 
