@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -16,7 +17,7 @@ use crate::audit::Audit;
 use crate::broker::Broker;
 use crate::cache::Cache;
 use crate::cluster::watch::WatchHealth;
-use crate::cluster::{Cluster, api, client};
+use crate::cluster::{Cluster, api, client, node};
 use crate::config::{self, Config, Kube};
 use crate::credentials::{Credentials, Keys};
 use crate::exchange::Exchange;
@@ -26,9 +27,10 @@ use crate::identity::evidence::Source;
 use crate::identity::pods::Pods;
 use crate::metrics::Metrics;
 use crate::role::{Defaults, RolePlan};
-use crate::server;
-use crate::server::ecs::Endpoint;
+use crate::server::imds::passthrough::Passthrough;
+use crate::server::imds::token::Key;
 use crate::server::limits::Limits;
+use crate::server::{self, Door, ecs, imds};
 use crate::service_accounts::ServiceAccounts;
 use crate::shutdown::{self, Drain};
 use crate::sts::{self, Sts, StsClient};
@@ -36,7 +38,8 @@ use crate::telemetry::Lines;
 use crate::token::BoundToken;
 use crate::token::issued::Issued;
 use crate::token::shown::{MintsNothing, ShownTokens};
-use crate::{identity, service_accounts, sys, warm};
+use crate::warm::{self, Ahead};
+use crate::{identity, service_accounts, sys};
 
 /// How often memory that a burst has freed is given back.
 const TRIM: Duration = Duration::from_secs(30);
@@ -58,7 +61,8 @@ pub struct App {
     /// What was answered to whom.
     pub audit: Arc<Audit>,
     source: Source,
-    pub(crate) broker: Broker,
+    pub(crate) broker: Arc<Broker>,
+    imds: Option<(Vec<TcpListener>, imds::Settings)>,
 }
 
 impl App {
@@ -86,9 +90,16 @@ impl App {
         let identity = Identity::new(&source, authorization, Arc::clone(&pods), cluster);
         let broker =
             Broker::new(identity, Arc::clone(&accounts), Arc::clone(&cache), shown, Arc::clone(&metrics));
+        let broker = Arc::new(broker);
         let instance = format!("{:016x}", fastrand::u64(..));
         let audit = Arc::new(Audit::new(Arc::clone(&metrics), lines));
-        Self { pods, accounts, cache, metrics, instance, audit, source, broker }
+        Self { pods, accounts, cache, metrics, instance, audit, source, broker, imds: None }
+    }
+
+    /// The same with instance metadata at `listeners`.
+    #[must_use]
+    pub fn with_imds(self, listeners: Vec<TcpListener>, settings: imds::Settings) -> Self {
+        Self { imds: Some((listeners, settings)), ..self }
     }
 
     /// The path itself, without a listener before it.
@@ -99,34 +110,55 @@ impl App {
 
     /// Serves `listeners` until `drain` begins, and keeps the plans in step with the pods.
     pub fn serve(self, listeners: Vec<TcpListener>, drain: &Drain, tasks: &mut JoinSet<()>) -> Result<()> {
-        let addresses: Vec<SocketAddr> =
-            listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-        let audit = Arc::clone(&self.audit);
-        let endpoint = Endpoint::new(self.broker, audit, &addresses, &self.instance);
-        let limits = Arc::new(Limits::default());
-        for listener in listeners {
-            let (source, endpoint) = (self.source.clone(), Arc::clone(&endpoint));
-            tasks.spawn(server::serve(listener, source, endpoint, Arc::clone(&limits), drain.clone()));
+        let (broker, audit) = (Arc::clone(&self.broker), Arc::clone(&self.audit));
+        let endpoint = ecs::Endpoint::new(broker, audit, &addresses(&listeners)?, &self.instance);
+        let mut doors = vec![(Door::Ecs(endpoint), listeners)];
+        let mut ahead = Ahead::Showing;
+        if let Some((listeners, settings)) = self.imds {
+            let (audit, addresses) = (Arc::clone(&self.audit), addresses(&listeners)?);
+            let endpoint = imds::Endpoint::new(self.broker, audit, &addresses, &self.instance, settings);
+            doors.push((Door::Imds(endpoint), listeners));
+            ahead = Ahead::All;
         }
-        tasks.spawn(warm::follow(self.pods, self.accounts, self.cache));
+        let limits = Arc::new(Limits::default());
+        for (door, listeners) in doors {
+            for listener in listeners {
+                let (source, door, limits) = (self.source.clone(), door.clone(), Arc::clone(&limits));
+                tasks.spawn(server::serve(listener, source, door, limits, drain.clone()));
+            }
+        }
+        tasks.spawn(warm::follow(self.pods, self.accounts, self.cache, ahead));
         let audit = self.audit;
         tasks.spawn(async move { match audit.keep_flushing().await {} });
         Ok(())
     }
 }
 
+fn addresses(listeners: &[TcpListener]) -> std::io::Result<Vec<SocketAddr>> {
+    listeners.iter().map(TcpListener::local_addr).collect()
+}
+
 /// Runs the node agent until a signal ends it.
 ///
 /// # Errors
 /// What made the start fail; passing trouble of the API server does not: the agent waits for it, not ready.
-pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> Result<()> {
+pub async fn agent(
+    config: Config,
+    imds_key: Option<Key>,
+    metrics: Arc<Metrics>,
+    lines: Arc<Lines>,
+) -> Result<()> {
     sys::raise_descriptors().context("the limit on descriptors cannot be raised")?;
     tracing::info!(config = %config, version = env!("CARGO_PKG_VERSION"), "starting");
     let source = evidence(config.identity)?;
     let (trigger, drain) = shutdown::drain();
     let mut tasks = JoinSet::new();
 
-    let listeners = bind(&config.listen)?;
+    let listeners = bind("--listen", &config.listen)?;
+    let imds = config.imds.clone().zip(imds_key);
+    let imds =
+        imds.map(|(imds, key)| Ok::<_, anyhow::Error>((bind("--imds-listen", &imds.listen)?, imds, key)));
+    let imds = imds.transpose()?;
     let scraped = TcpListener::bind(config.metrics_listen)
         .await
         .with_context(|| format!("--metrics-listen {}", config.metrics_listen))?;
@@ -147,7 +179,7 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
         None => Arc::clone(&api) as _,
     };
     let sts = Arc::new(RegionalSts::default());
-    let app = App::new(
+    let mut app = App::new(
         source,
         config.authorization.clone(),
         config.plan.clone(),
@@ -156,6 +188,13 @@ pub async fn agent(config: Config, metrics: Arc<Metrics>, lines: Arc<Lines>) -> 
         metrics,
         lines,
     );
+
+    if let Some((listeners, flags, key)) = imds {
+        let facts = Arc::new(ArcSwap::default());
+        tasks.spawn(node::follow(Arc::clone(&api), config.region.clone(), Arc::clone(&facts)));
+        let passthrough = (!flags.passthrough.is_empty()).then(|| Passthrough::new(flags.passthrough));
+        app = app.with_imds(listeners, imds::Settings { key, v1: flags.v1, facts, passthrough });
+    }
 
     let (pods_watch, accounts_watch) = (Arc::new(WatchHealth::default()), Arc::new(WatchHealth::default()));
     let (client, node) = (kube.node, Arc::clone(&config.node_name));
@@ -237,7 +276,7 @@ fn evidence(identity: config::Identity) -> Result<Source> {
 }
 
 /// Every family is optional: one that the node lacks is a warning, none at all a failure.
-fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
+fn bind(flag: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     for address in addresses {
         match server::bind(*address) {
@@ -249,7 +288,7 @@ fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
         }
     }
     if listeners.is_empty() {
-        bail!("no --listen address could be bound; the log says why for each");
+        bail!("no {flag} address could be bound; the log says why for each");
     }
     Ok(listeners)
 }
@@ -278,8 +317,8 @@ impl RegionalSts {
     async fn region_of_node(&self, api: &api::KubeApi) -> Result<String> {
         let mut said = false;
         loop {
-            match api.region().await {
-                Ok(Some(region)) => return Ok(region),
+            match api.facts().await.map(|facts| facts.region) {
+                Ok(Some(region)) => return Ok(region.to_string()),
                 Ok(None) => {
                     bail!("set --region or AWS_REGION: this node has no label topology.kubernetes.io/region")
                 }

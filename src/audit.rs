@@ -15,18 +15,22 @@ use crate::cache::Served;
 use crate::identity::evidence::Origin;
 use crate::identity::pods::PodUid;
 use crate::identity::{AttestedPod, Caller};
-use crate::metrics::Metrics;
+use crate::metrics::{Endpoint, Metrics};
 use crate::server::reply::Refusal;
 use crate::telemetry::Lines;
 use crate::time;
 
 /// A refusal that repeats itself has a line at first, and then one this often.
 const PERIOD: Duration = Duration::from_secs(60);
+/// The code of what is no refusal, and is counted as they are.
+const PASSED_THROUGH: &str = "PassedThrough";
 /// Several times the pods of a node, about half a KiB each. Whoever comes beyond shares one line with the others.
 const MAX_REPEATED: usize = 1024;
 
 /// One request, and what became known of it.
 pub struct Asked<'a> {
+    /// Where.
+    pub endpoint: Endpoint,
     /// The end of the request's head.
     pub begun: Instant,
     /// Who asked.
@@ -67,9 +71,14 @@ impl Audit {
         Self { metrics, lines, refused: Mutex::default() }
     }
 
+    /// 200 without keys: of such there is no line.
+    pub fn answered(&self, asked: &Asked<'_>) {
+        self.metrics.answered(asked.endpoint, "ok", asked.begun.elapsed());
+    }
+
     /// 200. The first time that a pod is given these keys has a line: it joins CloudTrail to the pod.
     pub fn granted(&self, asked: &Asked<'_>, served: &Served) {
-        self.metrics.answered("ok", asked.begun.elapsed());
+        self.answered(asked);
         let attested = asked.trail.attested.as_ref();
         if !attested.is_some_and(|attested| served.is_new_to(&attested.pod().uid)) {
             return;
@@ -91,12 +100,21 @@ impl Audit {
 
     /// Any other answer. Returns its request id, which is that of the line that it is written or counted in.
     pub fn refused(&self, asked: &Asked<'_>, refusal: &Refusal) -> String {
-        let code = refusal.code();
-        self.metrics.answered(code, asked.begun.elapsed());
+        self.counted(asked, refusal.code(), refusal.status().as_u16(), refusal.to_string())
+    }
+
+    /// What the node's own instance metadata answered a pod of `--imds-passthrough-namespace`: who asks for what of the node is
+    /// written like a refusal, once and then by number.
+    pub fn passed_through(&self, asked: &Asked<'_>, status: u16, request: &str) {
+        self.counted(asked, PASSED_THROUGH, status, request.to_owned());
+    }
+
+    /// A line at first, and then a number of others of the same kind. Returns the request id that stands in it.
+    fn counted(&self, asked: &Asked<'_>, code: &'static str, status: u16, reason: String) -> String {
+        self.metrics.answered(asked.endpoint, code, asked.begun.elapsed());
         let attested = asked.trail.attested.as_ref();
         let uid = attested.map(|attested| &attested.pod().uid).or_else(|| asked.caller.uid());
         let who = uid.map_or(Who::Origin(asked.caller.origin()), |uid| Who::Pod(uid.clone()));
-        let reason = refusal.to_string();
         let mut refused = self.locked();
         let mut kind = (who, code);
         if refused.len() >= MAX_REPEATED && !refused.contains_key(&kind) {
@@ -109,7 +127,7 @@ impl Audit {
         }
         let request_id = format!("{:016x}", fastrand::u64(..));
         let repeated = Repeated {
-            status: refusal.status().as_u16(),
+            status,
             subject: if kind.0 == Who::Others { String::new() } else { subject(asked) },
             request_id: request_id.clone(),
             reason,
@@ -192,6 +210,7 @@ fn subject(asked: &Asked<'_>) -> String {
         text(&mut line, "link", &name.unwrap_or_else(|| format!("#{index}")));
     }
     text(&mut line, "client.addr", &caller.peer().to_string());
+    text(&mut line, "endpoint", asked.endpoint.as_str());
     line
 }
 

@@ -88,12 +88,7 @@ impl Broker {
         deadline: Instant,
         trail: &mut Trail,
     ) -> Result<Arc<Served>, Error> {
-        let attested = self.identity.attest(caller, presented, deadline).await;
-        self.metrics.attested(attested.as_ref().map_or_else(identity::Error::code, |_| "ok"));
-        let pod = attested?;
-        trail.attested = Some(pod.clone());
-        let plan = self.plan(&pod, trail.role.as_ref(), deadline).await?;
-        trail.plan = Some(Arc::clone(&plan));
+        let (pod, plan) = self.planned(caller, presented, deadline, trail).await?;
         let shows = self.take(&pod, &plan, presented)?;
         let (lookup, answer) = self.cache.fresh_or_fetch(&plan, deadline).await;
         self.metrics.looked_up(lookup);
@@ -104,6 +99,26 @@ impl Broker {
             }
             answer => Ok(answer?),
         }
+    }
+
+    /// The steps before the credentials: who is calling, and what its ServiceAccount asks for.
+    ///
+    /// # Errors
+    /// As [`Broker::credentials`].
+    pub async fn planned(
+        &self,
+        caller: &Caller,
+        presented: &Presented,
+        deadline: Instant,
+        trail: &mut Trail,
+    ) -> Result<(AttestedPod, Arc<RolePlan>), Error> {
+        let attested = self.identity.attest(caller, presented, deadline).await;
+        self.metrics.attested(attested.as_ref().map_or_else(identity::Error::code, |_| "ok"));
+        let pod = attested?;
+        trail.attested = Some(pod.clone());
+        let plan = self.plan(&pod, trail.role.as_ref(), deadline).await?;
+        trail.plan = Some(Arc::clone(&plan));
+        Ok((pod, plan))
     }
 
     /// Does the pod show the token that STS is to see? Only with `--token-source=caller`.

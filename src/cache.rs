@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -41,6 +41,8 @@ const HOP_BEFORE: Duration = Duration::from_secs(15);
 pub struct Served {
     /// The JSON document of the container-credential endpoint.
     pub body: Bytes,
+    /// The same as instance metadata has it, once somebody has asked there.
+    metadata: OnceLock<Bytes>,
     /// For the audit line, like the two below; not a secret.
     pub access_key_id: String,
     /// Which token STS was shown.
@@ -70,6 +72,7 @@ impl Served {
         let good = life.saturating_sub(LEAST_LEFT);
         Self {
             body,
+            metadata: OnceLock::new(),
             access_key_id: access_key_id.clone(),
             token_id: fetched.token_id,
             sts_request_id: request_id.as_deref().map(Into::into),
@@ -80,6 +83,11 @@ impl Served {
             good_until_wall: time::plus(fetched.asked_wall, good),
             renew: fetched.asked + half.mul_f64(1.0 - 0.1 * fastrand::f64()),
         }
+    }
+
+    /// The document of instance metadata.
+    pub fn metadata(&self) -> Bytes {
+        self.metadata.get_or_init(|| server::imds::document(&self.body, self.issued)).clone()
     }
 
     /// Is this pod given these keys for the first time? The answer is yes once.

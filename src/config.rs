@@ -1,6 +1,7 @@
 //! Every flag and variable of the agent: default, unit, meaning; checked once, all mistakes reported together.
 
 mod audience;
+pub mod imds;
 mod issuer;
 
 use std::fmt;
@@ -40,6 +41,17 @@ pub struct Args {
     /// Container-credential listener, ADDRESS:PORT. Repeatable [default: port 9902 of 169.254.170.23, fd00:ec2::23 and 169.254.170.2]
     #[arg(long, env = "ROLECALL_LISTEN", value_delimiter = ',')]
     pub listen: Vec<String>,
+    /// Instance-metadata listener, ADDRESS:PORT, for pods without any variable; `rolecall net install` needs it too. Repeatable
+    /// [default: none]
+    #[arg(long, env = "ROLECALL_IMDS_LISTEN", value_delimiter = ',')]
+    pub imds_listen: Vec<String>,
+    /// Answer instance metadata without a session token too (version 1): any request forgery then reads a role's keys.
+    #[arg(long, env = "ROLECALL_IMDS_V1")]
+    pub imds_v1: bool,
+    /// A namespace whose pods without a role of their own reach the node's own instance metadata, its role included.
+    /// Repeatable [default: none]
+    #[arg(long, env = "ROLECALL_IMDS_PASSTHROUGH_NAMESPACE", value_delimiter = ',')]
+    pub imds_passthrough_namespace: Vec<String>,
     /// Prometheus listener, ADDRESS:PORT, or an address alone for port 9903.
     #[arg(long, env = "ROLECALL_METRICS_LISTEN", default_value = "127.0.0.1:9903")]
     pub metrics_listen: String,
@@ -150,6 +162,8 @@ pub struct Config {
     pub node_name: Arc<str>,
     /// `--listen`
     pub listen: Vec<SocketAddr>,
+    /// `--imds-listen`, and what goes with it.
+    pub imds: Option<imds::Imds>,
     /// `--metrics-listen`
     pub metrics_listen: SocketAddr,
     /// `--local-socket`
@@ -182,6 +196,7 @@ impl fmt::Display for Config {
         let Self {
             node_name,
             listen,
+            imds,
             metrics_listen,
             local_socket,
             kube,
@@ -196,6 +211,9 @@ impl fmt::Display for Config {
             plan,
         } = self;
         write!(f, "node-name={node_name} listen={listen:?} metrics-listen={metrics_listen} ")?;
+        if let Some(imds::Imds { listen, v1, passthrough }) = imds {
+            write!(f, "imds-listen={listen:?} imds-v1={v1} imds-passthrough-namespace={passthrough:?} ")?;
+        }
         write!(f, "local-socket={} kube={kube:?} ", local_socket.display())?;
         write!(f, "impersonate-node={impersonate_node} identity={identity:?} region={region:?} ")?;
         write!(f, "require-authorization={:?} ", authorization.required)?;
@@ -237,6 +255,9 @@ impl Config {
             node_name,
             cluster_name,
             listen,
+            imds_listen,
+            imds_v1,
+            imds_passthrough_namespace,
             metrics_listen,
             local_socket,
             kubeconfig,
@@ -319,10 +340,13 @@ impl Config {
             );
             wrong("authorization-audience", why);
         }
+        let authorization = Authorization { required, audiences: authorization_audience, tokens };
+        let flags = imds::Flags { listen: imds_listen, v1: imds_v1, passthrough: imds_passthrough_namespace };
+        let imds = imds::check(flags, identity, &authorization, &mut wrong);
         for (flag, values) in [
             ("audience", std::slice::from_ref(&audience)),
             ("allow-audience", &allow_audience),
-            ("authorization-audience", &authorization_audience),
+            ("authorization-audience", &authorization.audiences),
         ] {
             if values.iter().any(String::is_empty) {
                 wrong(flag, "is empty: that would be the API server's own audience".into());
@@ -333,7 +357,6 @@ impl Config {
         if !allowed_audiences.contains(&audience) {
             wrong("allow-audience", format!("lacks the value of --audience, {audience:?}"));
         }
-        let authorization = Authorization { required, audiences: authorization_audience, tokens };
         let flags = issuer::Flags {
             url: issuer_url,
             ca_bundle: issuer_ca_bundle,
@@ -390,6 +413,7 @@ impl Config {
         Ok(Self {
             node_name: node_name.into(),
             listen: addresses,
+            imds,
             metrics_listen,
             local_socket,
             identity,

@@ -444,7 +444,12 @@ impl World {
     /// Keeps the plans in step with the pods, as an agent that serves does.
     pub fn follow(&self) -> JoinHandle<()> {
         let app = &self.app;
-        tokio::spawn(warm::follow(Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&app.cache)))
+        tokio::spawn(warm::follow(
+            Arc::clone(&app.pods),
+            Arc::clone(&app.accounts),
+            Arc::clone(&app.cache),
+            warm::Ahead::Showing,
+        ))
     }
 
     /// A pod with a role: [`World::add_pod`] and [`World::annotate`] at once.

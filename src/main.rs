@@ -11,6 +11,7 @@ use prometheus::IntCounter;
 use rolecall::config::{self, Config};
 use rolecall::harden::{self, FileSystem};
 use rolecall::metrics::Metrics;
+use rolecall::server::imds::token::Key;
 use rolecall::telemetry::{self, Lines};
 use rolecall::{admin, app, dev, emulator, issuer, oidc};
 
@@ -92,10 +93,19 @@ fn agent(args: config::Args) -> ExitCode {
         }
     };
     // Before the first thread, which would not be bound by it.
-    let file_system = harden::process().and_then(|()| harden::files(&config));
+    let hardened = harden::process().map_err(anyhow::Error::from).and_then(|()| {
+        // Between the two: no core dump has the key any more, and its file can still be made.
+        let directory = config.local_socket.parent().unwrap_or(std::path::Path::new(""));
+        let key = config.imds.is_some().then(|| Key::load_or_make(directory)).transpose()?;
+        Ok((key, harden::files(&config)?))
+    });
+    let (imds_key, file_system) = match hardened {
+        Ok(hardened) => hardened,
+        Err(err) => return failed(&err),
+    };
     let metrics = Arc::new(Metrics::new());
     let dropped = metrics.dropped_lines.clone();
-    serve(file_system, dropped, |lines| app::agent(config, metrics, lines))
+    serve(file_system, dropped, |lines| app::agent(config, imds_key, metrics, lines))
 }
 
 fn issuer(args: issuer::Args) -> ExitCode {
@@ -107,6 +117,10 @@ fn issuer(args: issuer::Args) -> ExitCode {
         }
     };
     let file_system = harden::process().and_then(|()| harden::files_but(config.kube(), config.folders()));
+    let file_system = match file_system {
+        Ok(file_system) => file_system,
+        Err(err) => return failed(&err.into()),
+    };
     let metrics = Arc::new(issuer::metrics::Metrics::new());
     let dropped = metrics.dropped_lines.clone();
     serve(file_system, dropped, |lines| issuer::run(config, metrics, lines))
@@ -114,14 +128,10 @@ fn issuer(args: issuer::Args) -> ExitCode {
 
 /// Runs what serves in a cluster, with its log and audit lines on stdout.
 fn serve<F: Future<Output = anyhow::Result<()>>>(
-    hardened: Result<FileSystem, harden::Error>,
+    file_system: FileSystem,
     dropped: IntCounter,
     run: impl FnOnce(Arc<Lines>) -> F,
 ) -> ExitCode {
-    let file_system = match hardened {
-        Ok(file_system) => file_system,
-        Err(err) => return failed(&err.into()),
-    };
     let lines = match Lines::start(std::io::stdout(), dropped) {
         Ok(lines) => lines,
         Err(err) => return failed(&err.into()),

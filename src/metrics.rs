@@ -10,8 +10,26 @@ use prometheus::{
 use crate::cache::{Lookup, States};
 use crate::role::Operation;
 
-/// The one endpoint of this version, as `rolecall_requests_total{endpoint}` names it.
-const ECS: &str = "container-credentials";
+/// Who answers, as `rolecall_requests_total{endpoint}` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/credentials`
+    ContainerCredentials,
+    /// `/latest/meta-data/…`
+    InstanceMetadata,
+}
+
+impl Endpoint {
+    /// The metric's label, and the audit line's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ContainerCredentials => "container-credentials",
+            Self::InstanceMetadata => "imds",
+        }
+    }
+}
+
+const ENDPOINTS: [Endpoint; 2] = [Endpoint::ContainerCredentials, Endpoint::InstanceMetadata];
 /// From a cached answer (microseconds) to the longest wait (0.9 s).
 const REQUEST_BUCKETS: &[f64] = &[0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 0.9, 1.5];
 const STS_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];
@@ -20,8 +38,8 @@ const STS_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
-    requests_ok: IntCounter,
-    request_duration: Histogram,
+    requests_ok: [IntCounter; 2],
+    request_duration: [Histogram; 2],
     refusals: IntCounterVec,
     attestations: IntCounterVec,
     attestations_ok: IntCounter,
@@ -97,9 +115,9 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         Self {
-            requests_ok: requests.with_label_values(&[ECS, "ok"]),
+            requests_ok: ENDPOINTS.map(|endpoint| requests.with_label_values(&[endpoint.as_str(), "ok"])),
             requests,
-            request_duration: duration.with_label_values(&[ECS]),
+            request_duration: ENDPOINTS.map(|endpoint| duration.with_label_values(&[endpoint.as_str()])),
             refusals: counters("rolecall_refusals_total", "Answers that are not 200, by code.", &["code"]),
             attestations_ok: attestations.with_label_values(&["ok"]),
             attestations,
@@ -133,15 +151,15 @@ impl Metrics {
         }
     }
 
-    /// One answer of the container-credential endpoint.
-    pub fn answered(&self, code: &'static str, took: Duration) {
+    /// One answer of `endpoint`.
+    pub fn answered(&self, endpoint: Endpoint, code: &'static str, took: Duration) {
         if code == "ok" {
-            self.requests_ok.inc();
+            self.requests_ok[endpoint as usize].inc();
         } else {
-            self.requests.with_label_values(&[ECS, code]).inc();
+            self.requests.with_label_values(&[endpoint.as_str(), code]).inc();
             self.refusals.with_label_values(&[code]).inc();
         }
-        self.request_duration.observe(took.as_secs_f64());
+        self.request_duration[endpoint as usize].observe(took.as_secs_f64());
     }
 
     /// One question to the cache.
@@ -206,6 +224,7 @@ mod tests {
         let text = metrics.render(States::default());
         for series in [
             "rolecall_requests_total{code=\"ok\",endpoint=\"container-credentials\"} 0",
+            "rolecall_requests_total{code=\"ok\",endpoint=\"imds\"} 0",
             "rolecall_request_duration_seconds_count{endpoint=\"container-credentials\"} 0",
             "rolecall_attestations_total{result=\"ok\"} 0",
             "rolecall_cache_lookups_total{result=\"hit\"} 0",

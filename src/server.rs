@@ -2,17 +2,23 @@
 
 mod direct;
 pub mod ecs;
+pub mod imds;
 pub mod limits;
 pub mod reply;
 pub(crate) mod tls;
 pub mod visitor;
 
+use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,10 +26,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
-use self::ecs::Endpoint;
 use self::limits::Limits;
 use self::reply::RequestError;
 use self::visitor::Visitor;
+use crate::identity::Caller;
 use crate::identity::evidence::Source;
 use crate::shutdown::Drain;
 
@@ -63,14 +69,40 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// What is served behind a listener.
+#[derive(Clone)]
+pub enum Door {
+    /// Container credentials.
+    Ecs(Arc<ecs::Endpoint>),
+    /// Instance metadata.
+    Imds(Arc<imds::Endpoint>),
+}
+
+impl Door {
+    /// The answer, as bytes, to a connection that is not even read.
+    fn turned_away(&self, caller: &Caller, refusal: RequestError) -> Vec<u8> {
+        match self {
+            Self::Ecs(endpoint) => endpoint.turned_away(caller, refusal),
+            Self::Imds(endpoint) => endpoint.turned_away(caller, refusal),
+        }
+    }
+
+    async fn serve(self, stream: TcpStream, visitor: Visitor, drain: Drain) {
+        match self {
+            Self::Ecs(endpoint) => {
+                let answers = ecs::Connection::new(endpoint, visitor);
+                connection(stream, move |request| Arc::clone(&answers).answer(request), drain).await;
+            }
+            Self::Imds(endpoint) => {
+                let answers = imds::Connection::new(endpoint, visitor);
+                connection(stream, move |request| Arc::clone(&answers).answer(request), drain).await;
+            }
+        }
+    }
+}
+
 /// Serves `listener` until `drain` begins; connections then finish the request they are at.
-pub async fn serve(
-    listener: TcpListener,
-    source: Source,
-    endpoint: Arc<Endpoint>,
-    limits: Arc<Limits>,
-    drain: Drain,
-) {
+pub async fn serve(listener: TcpListener, source: Source, door: Door, limits: Arc<Limits>, drain: Drain) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -89,28 +121,30 @@ pub async fn serve(
         let arrival = source.arrived(&stream, peer, local);
         let Some(admission) = limits.admit(arrival.origin()) else {
             let refusal = RequestError::Overloaded("too many open connections from one pod");
-            turn_away(&stream, &endpoint.turned_away(arrival.known(), refusal));
+            turn_away(&stream, &door.turned_away(arrival.known(), refusal));
             continue;
         };
-        let (endpoint, drain) = (Arc::clone(&endpoint), drain.clone());
+        let (door, drain) = (door.clone(), drain.clone());
         tokio::spawn(async move {
             let arrived = Instant::now();
             // Before it is asked who it is, which costs more than an answer.
             if let Err(refusal) = admission.turn().await {
-                return turn_away(&stream, &endpoint.turned_away(arrival.known(), refusal));
+                return turn_away(&stream, &door.turned_away(arrival.known(), refusal));
             }
             // Before a byte is parsed: who it is does not hang on what it says.
             let caller = arrival.caller().await;
             let visitor = Visitor::new(caller, admission, arrived.elapsed());
-            let answers = ecs::Connection::new(endpoint, visitor);
-            connection(stream, answers, drain).await;
+            door.serve(stream, visitor, drain).await;
         });
     }
 }
 
-async fn connection(stream: TcpStream, answers: Arc<ecs::Connection>, drain: Drain) {
+async fn connection<A>(stream: TcpStream, answer: impl Fn(Request<Incoming>) -> A, drain: Drain)
+where
+    A: Future<Output = Result<Response<Full<Bytes>>, Infallible>>,
+{
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| Arc::clone(&answers).answer(request));
+    let service = service_fn(answer);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ)

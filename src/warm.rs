@@ -1,4 +1,4 @@
-//! Plans follow pods: the first fetch starts when a pod is bound to the node, and a plan whose last pod has left
+//! Plans follow pods: the first fetch starts when a pod that will ask is bound to the node, and a plan whose last pod has left
 //! is dropped. Roles that have a name are fetched when they are asked for, and kept as the default one is.
 
 use std::collections::{HashMap, HashSet};
@@ -15,14 +15,23 @@ use crate::service_accounts::ServiceAccounts;
 /// Without any event: sweeps up a plan that a request used while it was being replaced.
 const SWEEP: Duration = Duration::from_secs(60);
 
+/// Whose first fetch starts before it asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ahead {
+    /// Pods that show our variable, and those whose plan was asked for before.
+    Showing,
+    /// All that have a role: any of them may ask instance metadata, whose callers wait least.
+    All,
+}
+
 /// Follows `pods` and `accounts` for ever; every change of either is looked at once.
-pub async fn follow(pods: Arc<Pods>, accounts: Arc<ServiceAccounts>, cache: Arc<Cache>) {
+pub async fn follow(pods: Arc<Pods>, accounts: Arc<ServiceAccounts>, cache: Arc<Cache>, ahead: Ahead) {
     let (mut pod_changes, mut account_changes) = (pods.changes(), accounts.changes());
     let mut known = HashSet::new();
     loop {
         pod_changes.mark_unchanged();
         account_changes.mark_unchanged();
-        known = reconcile(&pods, &accounts, &cache, &known);
+        known = reconcile(&pods, &accounts, &cache, &known, ahead);
         let change = async {
             tokio::select! {
                 changed = pod_changes.changed() => changed.is_ok(),
@@ -41,6 +50,7 @@ fn reconcile(
     accounts: &ServiceAccounts,
     cache: &Arc<Cache>,
     known: &HashSet<PodUid>,
+    ahead: Ahead,
 ) -> HashSet<PodUid> {
     let mut in_use: HashMap<PlanKey, Arc<RolePlan>> = HashMap::new();
     let mut asking = HashMap::new();
@@ -55,7 +65,9 @@ fn reconcile(
             in_use.insert(plan.key(), plan);
             settled.insert(pod.uid.clone());
         }
-        if let (true, Ok(plan)) = (pod.asks, &roles.default) {
+        // From the host network nobody reaches us there.
+        let asks = pod.asks || (ahead == Ahead::All && !pod.host_network);
+        if let (true, Ok(plan)) = (asks, &roles.default) {
             let plan = plan.for_pod(&pod);
             asking.insert(plan.key(), plan);
         }

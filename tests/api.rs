@@ -489,6 +489,6 @@ async fn the_rights_that_ship_suffice_and_whoever_asks_shares_the_connection() {
     agent.api.request_token(&*agent.sees_pod(&uid).await, STS, HOUR).await.unwrap();
     // Its own pod is there too.
     assert_eq!(agent.api.pods_now().await.unwrap().len(), 2);
-    assert_eq!(agent.api.region().await.unwrap().as_deref(), Some("eu-central-1"));
+    assert_eq!(agent.api.facts().await.unwrap().region.as_deref(), Some("eu-central-1"));
     assert_eq!(*proxy.accepted.borrow(), 1);
 }

@@ -41,7 +41,8 @@ impl World {
     fn refuse(&self, caller: u32, error: RequestError) -> String {
         let peer = SocketAddr::new(std::net::Ipv4Addr::from_bits(0x0a00_0000 + caller).into(), 4711);
         let caller = Caller::new(peer, "169.254.170.23:9902".parse().unwrap());
-        let asked = Asked { begun: Instant::now(), caller: &caller, trail: &Trail::default() };
+        let endpoint = Endpoint::ContainerCredentials;
+        let asked = Asked { endpoint, begun: Instant::now(), caller: &caller, trail: &Trail::default() };
         self.audit.refused(&asked, &Refusal::Request(error))
     }
 

@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::node::{Facts, SlimNode};
 use super::slim::SlimPod;
 use super::{Cluster, Error, Verdict, review};
 use crate::identity::pods::Pod;
@@ -33,9 +34,6 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 32 << 20;
 /// What is kept of an upstream's text.
 const MAX_MESSAGE: usize = 300;
-/// The well-known label of a node's region.
-/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#topologykubernetesioregion>
-const REGION: &str = "topology.kubernetes.io/region";
 
 /// What the Node authorizer says of a pod that it does not know: no longer, or not yet. It has the pods from a watch of
 /// its own, and 2 of 60 new ones were asked for before it had them; half a second is enough for another API server's.
@@ -57,26 +55,14 @@ impl KubeApi {
         Self { client, node: node.into() }
     }
 
-    /// The node's region label, where whoever runs the cluster set one.
+    /// What the node's own object tells of it.
     ///
     /// # Errors
     /// [`Error::Refused`] without the right to get nodes, or for a node that is not there.
-    pub async fn region(&self) -> Result<Option<String>, Error> {
-        #[derive(Deserialize)]
-        struct Node {
-            metadata: Metadata,
-        }
-        #[derive(Deserialize)]
-        struct Metadata {
-            labels: Option<std::collections::BTreeMap<String, String>>,
-        }
-        let request = Request::new("/api/v1/nodes").get_metadata(&self.node, &GetParams::default());
-        let node: Node = fetch(&self.client, request.map_err(unsendable)?, DEADLINE).await?;
-        Ok(node
-            .metadata
-            .labels
-            .and_then(|mut labels| labels.remove(REGION))
-            .filter(|region| !region.is_empty()))
+    pub async fn facts(&self) -> Result<Facts, Error> {
+        let request = Request::new("/api/v1/nodes").get(&self.node, &GetParams::default());
+        let node: SlimNode = fetch(&self.client, request.map_err(unsendable)?, DEADLINE).await?;
+        Ok(node.into())
     }
 
     async fn list_pods(&self) -> Result<Vec<Pod>, Error> {

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::Error;
 use super::pods::{PodUid, unmapped};
 
 /// Where evidence comes from: `--identity`.
@@ -154,6 +155,15 @@ impl Doubt {
     }
 }
 
+/// What a connection tells of its caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// The pod that the kernel shows.
+    Pod(PodUid),
+    /// The source address, where there is no more.
+    Address(IpAddr),
+}
+
 /// One connection. Its pod is settled once: by the kernel before the first byte, or by the first request.
 #[derive(Debug)]
 pub struct Caller {
@@ -197,6 +207,22 @@ impl Caller {
     /// When the connection was accepted: evidence must be younger.
     pub fn accepted(&self) -> Instant {
         self.accepted
+    }
+
+    /// What the connection itself tells of its caller, before the kube API is asked. Nobody is attested by it.
+    ///
+    /// # Errors
+    /// It is no pod's: [`Error::Host`], or what the kernel doubts.
+    pub fn known(&self) -> Result<Known, Error> {
+        let address = self.address();
+        match &self.evidence {
+            Evidence::Kernel(Ok(uid)) => Ok(Known::Pod(uid.clone())),
+            // Its next connection will show who it is; this one has no share in that.
+            Evidence::Kernel(Err(Doubt::Busy)) => Ok(Known::Address(address)),
+            Evidence::Kernel(Err(Doubt::Host)) => Err(Error::Host { address }),
+            Evidence::Kernel(Err(doubt)) => Err(Error::Unattested { address, doubt: doubt.clone() }),
+            Evidence::Address => Ok(Known::Address(address)),
+        }
     }
 
     /// A host process is seen under the address it dials, or under loopback.

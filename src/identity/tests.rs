@@ -365,8 +365,12 @@ async fn who_has_just_missed_a_list_gets_the_next_one_in_time() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_only_a_list_has_shown_has_its_keys_at_once_and_keeps_them() {
     let World { cluster, sts, app } = World::new();
-    let follower =
-        crate::warm::follow(Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&app.cache));
+    let follower = crate::warm::follow(
+        Arc::clone(&app.pods),
+        Arc::clone(&app.accounts),
+        Arc::clone(&app.cache),
+        crate::warm::Ahead::Showing,
+    );
     let follower = tokio::spawn(follower);
     let node = Node::over(Arc::clone(&app.pods), Arc::clone(&cluster));
     let annotations = std::collections::BTreeMap::from([("rolecall.dev/role-arn".into(), ROLE.into())]);

@@ -4,6 +4,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use crate::server::imds::token::KEY_FILE;
+
 /// Why the run directory is not as it must be.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -36,7 +38,8 @@ pub(super) fn prepare(path: &Path, uid: u32) -> Result<(), Error> {
     std::os::unix::fs::lchown(path, Some(uid), None).map_err(refused("give it to the agent"))
 }
 
-/// Removes `path` with the sockets in it; says if it was there. Anything else in it is not ours: then it stays, and that is an error.
+/// Removes `path` with the sockets and the key in it; says if it was there. Anything else in it is not ours: then it stays, and that is an
+/// error.
 pub(super) fn remove(path: &Path) -> Result<bool, Error> {
     let refused = |act| move |source| Error::Refused { act, path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
@@ -50,7 +53,9 @@ pub(super) fn remove(path: &Path) -> Result<bool, Error> {
         .map_err(refused("own it"))?;
     for entry in fs::read_dir(path).map_err(refused("read it"))? {
         let entry = entry.map_err(refused("read it"))?;
-        if entry.file_type().map_err(refused("read it"))?.is_socket() {
+        // The key, and what an agent that was killed while it made one left of it.
+        let key = entry.file_name().to_string_lossy().starts_with(KEY_FILE);
+        if key || entry.file_type().map_err(refused("read it"))?.is_socket() {
             fs::remove_file(entry.path()).map_err(refused("empty it"))?;
         }
     }
@@ -73,11 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_is_a_directory_of_sockets_and_nothing_else() {
+    fn what_is_removed_is_a_directory_of_sockets_and_a_key_and_nothing_else() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("rolecall");
         prepare(&path, nix::unistd::geteuid().as_raw()).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(path.join("agent.sock")).unwrap();
+        crate::server::imds::token::Key::load_or_make(&path).unwrap();
+        fs::write(path.join("imds.key.0123456789abcdef"), "half a ke").unwrap();
         fs::write(path.join("foreign"), "").unwrap();
         assert!(matches!(remove(&path), Err(Error::Refused { act: "remove it", .. })));
         fs::remove_file(path.join("foreign")).unwrap();

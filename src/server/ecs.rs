@@ -22,8 +22,10 @@ use crate::broker::{Broker, Trail};
 use crate::credentials::Credentials;
 use crate::identity::Caller;
 use crate::identity::authorization::Presented;
+use crate::metrics;
 use crate::role::{RoleName, RolePlan};
 
+const METRIC: metrics::Endpoint = metrics::Endpoint::ContainerCredentials;
 /// The path of a pod's default role; `/NAME` after it is for another one. Exact: a proxy in front that rewrites paths has no
 /// business here.
 pub const PATH: &str = "/v1/credentials";
@@ -32,7 +34,7 @@ pub(crate) const HOLD: Duration = Duration::from_millis(900);
 
 /// What all connections of one agent share.
 pub struct Endpoint {
-    broker: Broker,
+    broker: Arc<Broker>,
     audit: Arc<Audit>,
     hosts: Vec<IpAddr>,
     instance: HeaderValue,
@@ -40,7 +42,12 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// An endpoint that answers to the addresses of `listeners`.
-    pub fn new(broker: Broker, audit: Arc<Audit>, listeners: &[SocketAddr], instance: &str) -> Arc<Self> {
+    pub fn new(
+        broker: Arc<Broker>,
+        audit: Arc<Audit>,
+        listeners: &[SocketAddr],
+        instance: &str,
+    ) -> Arc<Self> {
         Arc::new(Self {
             broker,
             audit,
@@ -97,7 +104,7 @@ impl Connection {
             Err(refused) => Err(Refusal::Request(refused)),
         };
         self.visitor.answered();
-        let asked = Asked { begun, caller: self.visitor.caller(), trail: &trail };
+        let asked = Asked { endpoint: METRIC, begun, caller: self.visitor.caller(), trail: &trail };
         Ok(match answer {
             Ok(served) => {
                 endpoint.audit.granted(&asked, &served);
@@ -115,7 +122,7 @@ impl Endpoint {
     /// The answer, as bytes, to a connection that is not even read.
     pub fn turned_away(&self, caller: &Caller, refusal: RequestError) -> Vec<u8> {
         let refusal = Refusal::Request(refusal);
-        let asked = Asked { begun: Instant::now(), caller, trail: &Trail::default() };
+        let asked = Asked { endpoint: METRIC, begun: Instant::now(), caller, trail: &Trail::default() };
         let request_id = self.audit.refused(&asked, &refusal);
         reply::unread(&refusal, &request_id, &self.instance)
     }

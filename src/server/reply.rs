@@ -17,6 +17,10 @@ use crate::{broker, cluster, exchange, identity, role, sts};
 
 /// `Content-Type` of every answer.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// The same of instance metadata, as the real service has it.
+pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
+/// How long a token is to live, or lives: IMDSv2.
+pub const METADATA_TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
 /// Credentials must not be kept by anything on the way.
 pub const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// By this `rolecall net verify` knows that the answer is this very agent's: `/statusz` shows the same value.
@@ -37,6 +41,21 @@ pub enum RequestError {
     /// A browser, a proxy or a rebound name sent it, not an SDK.
     #[error("{0}: credentials are given only to a direct request for this address")]
     NotDirect(&'static str),
+    /// Another path than those of instance metadata that pods are answered, or another role than the pod's.
+    #[error("of instance metadata, pods are answered no such path")]
+    NoSuchMetadata,
+    /// Version 1 of instance metadata.
+    #[error("the request needs a token: PUT /latest/api/token gives one (IMDSv2)")]
+    MetadataTokenRequired,
+    /// Forged, expired, of another pod or of another node.
+    #[error("the token of the request is no good: PUT /latest/api/token gives a new one")]
+    MetadataTokenInvalid,
+    /// As the real service has it.
+    #[error("the header X-aws-ec2-metadata-token-ttl-seconds must be a number from 1 to 21600")]
+    MetadataTokenTtl,
+    /// `--imds-passthrough-namespace`: the node has none, or it is slow.
+    #[error("the node's own instance metadata does not answer: {0}")]
+    NodeMetadata(String),
     /// Its origin has more than its share of the agent under way.
     #[error("{0}; ask again")]
     Overloaded(&'static str),
@@ -46,7 +65,11 @@ impl RequestError {
     /// The fixed word.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NotFound => "NotFound",
+            Self::NotFound | Self::NoSuchMetadata => "NotFound",
+            Self::MetadataTokenRequired => "MetadataTokenRequired",
+            Self::MetadataTokenInvalid => "MetadataTokenInvalid",
+            Self::MetadataTokenTtl => "MetadataTokenTtl",
+            Self::NodeMetadata(_) => "NodeMetadataUnavailable",
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::HeadersTooLarge => "HeadersTooLarge",
             Self::NotDirect(_) => "RequestNotDirect",
@@ -79,12 +102,21 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Request(err) => match err {
-                RequestError::NotFound => StatusCode::NOT_FOUND,
+                // Asked for a role list, every SDK stops at once but botocore, JS and Ruby.
+                RequestError::NotFound | RequestError::NoSuchMetadata => StatusCode::NOT_FOUND,
+                // Go v2, Rust and C++ get a new token and ask again; the others fail that call.
+                RequestError::MetadataTokenRequired | RequestError::MetadataTokenInvalid => {
+                    StatusCode::UNAUTHORIZED
+                }
+                // Fatal in all, as it should be: no SDK sends such a thing.
+                RequestError::MetadataTokenTtl => StatusCode::BAD_REQUEST,
                 RequestError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
                 RequestError::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 RequestError::NotDirect(_) => StatusCode::FORBIDDEN,
                 // Never 429, which Rust, Java and PHP do not ask again after.
-                RequestError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+                RequestError::Overloaded(_) | RequestError::NodeMetadata(_) => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
             },
             Self::Broker(err) => match err {
                 broker::Error::Identity(err) => match err {
@@ -198,11 +230,41 @@ impl Refusal {
 
 /// 200 with the prebuilt document.
 pub fn credentials(body: Bytes) -> Response<Full<Bytes>> {
+    ok(body, JSON)
+}
+
+/// 200 of instance metadata: text, as the real service sends even its documents.
+pub fn metadata(body: Bytes) -> Response<Full<Bytes>> {
+    ok(body, TEXT)
+}
+
+/// 200 with a token of IMDSv2. Without the header Rust fails, and Go v2 takes a new token for each request.
+pub fn metadata_token(token: String, ttl: u64) -> Response<Full<Bytes>> {
+    let mut response = metadata(token.into());
+    response.headers_mut().insert(METADATA_TOKEN_TTL, ttl.into());
+    response
+}
+
+fn ok(body: Bytes, content_type: HeaderValue) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CONTENT_TYPE, content_type);
     headers.insert(CACHE_CONTROL, NO_STORE);
     response
+}
+
+/// The answer of instance metadata to a refusal: status and a line of text. SDKs look at the status alone; the line is for people.
+pub fn metadata_refusal(
+    refusal: &Refusal,
+    request_id: &str,
+    instance: &HeaderValue,
+) -> Response<Full<Bytes>> {
+    plain(refusal, request_id, instance).map(Full::new)
+}
+
+fn plain(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Response<Bytes> {
+    let line = format!("{}: {} (request {request_id})", refusal.code(), refusal.sentence());
+    with_headers(refusal, line.into(), TEXT, instance)
 }
 
 /// The answer to a refusal; `request_id` is the same in the audit line.
@@ -212,7 +274,15 @@ pub fn refusal(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> R
 
 /// The same as bytes, for a connection of which nothing is read and that is closed after it.
 pub fn unread(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Vec<u8> {
-    let answer = answer(refusal, request_id, instance);
+    bytes_of(&answer(refusal, request_id, instance))
+}
+
+/// [`unread`], of instance metadata.
+pub fn metadata_unread(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Vec<u8> {
+    bytes_of(&plain(refusal, request_id, instance))
+}
+
+fn bytes_of(answer: &Response<Bytes>) -> Vec<u8> {
     let mut bytes = format!("HTTP/1.1 {}\r\nconnection: close\r\n", answer.status()).into_bytes();
     for (name, value) in answer.headers() {
         bytes.extend_from_slice(name.as_str().as_bytes());
@@ -230,10 +300,19 @@ fn answer(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Respon
     let body = serde_json::json!({
         "code": code, "message": message, "Code": code, "Message": message, "RequestId": request_id,
     });
-    let mut response = Response::new(Bytes::from(body.to_string()));
+    with_headers(refusal, body.to_string().into(), JSON, instance)
+}
+
+fn with_headers(
+    refusal: &Refusal,
+    body: Bytes,
+    content_type: HeaderValue,
+    instance: &HeaderValue,
+) -> Response<Bytes> {
+    let mut response = Response::new(body);
     *response.status_mut() = refusal.status();
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CONTENT_TYPE, content_type);
     headers.insert(CACHE_CONTROL, NO_STORE);
     headers.insert(INSTANCE, instance.clone());
     if refusal.status() == StatusCode::SERVICE_UNAVAILABLE {

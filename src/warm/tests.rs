@@ -11,10 +11,14 @@ struct Followed {
 
 impl Followed {
     fn new() -> Self {
+        Self::with(Ahead::Showing)
+    }
+
+    fn with(ahead: Ahead) -> Self {
         let world = World::new();
         let app = &world.app;
-        let follower =
-            tokio::spawn(follow(Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&app.cache)));
+        let (pods, accounts) = (Arc::clone(&app.pods), Arc::clone(&app.accounts));
+        let follower = tokio::spawn(follow(pods, accounts, Arc::clone(&app.cache), ahead));
         Self { world, follower }
     }
 
@@ -48,6 +52,18 @@ async fn the_first_fetch_is_ahead_of_the_first_question_for_pods_that_will_ask()
     let mut fetched = node.world.cluster.tokens();
     fetched.sort();
     assert_eq!(fetched, [pod("asks", "10.0.0.7").uid, pod("host", "192.0.2.1").uid]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_instance_metadata_every_pod_that_can_ask_there_is_fetched_for() {
+    let node = Followed::with(Ahead::All);
+    node.world.add_pod(pod("quiet", "10.0.0.8"));
+    node.world.add_pod(Pod { host_network: true, ..pod("host", "192.0.2.1") });
+    for name in ["quiet", "host"] {
+        node.world.annotate(name, &[("rolecall.dev/role-arn", crate::fakes::ROLE)]);
+    }
+    node.settle().await;
+    assert_eq!(node.world.cluster.tokens(), [pod("quiet", "10.0.0.8").uid]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -300,7 +300,7 @@ async fn the_agent_reads_its_nodes_region_and_its_pods() {
     let server = cluster().server;
     server.kubectl(&["label", "--overwrite", "node", "here", "topology.kubernetes.io/region=eu-central-1"]);
     let api = api().await;
-    assert_eq!(api.region().await.unwrap().as_deref(), Some("eu-central-1"));
+    assert_eq!(api.facts().await.unwrap().region.as_deref(), Some("eu-central-1"));
     let pods = api.pods_now().await.unwrap();
     assert!(pods.iter().any(|pod| &*pod.name == "web-1") && !pods.iter().any(|pod| &*pod.name == "db-1"));
 }

@@ -10,9 +10,10 @@ use rolecall::audit::Audit;
 use rolecall::fakes::{FakeCluster, FakeSts, World};
 use rolecall::identity::pods::Pods;
 use rolecall::metrics::Metrics;
-use rolecall::server;
+use rolecall::server::{self, imds::Settings};
 use rolecall::service_accounts::ServiceAccounts;
 use rolecall::shutdown::{self, Trigger};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::http::{self, get, request};
@@ -62,14 +63,26 @@ impl Lines {
 }
 
 pub(crate) fn serve(world: World, lines: Lines) -> Agent {
-    let World { cluster, sts, app } = world;
     let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
+    serve_at(address, vec![listener], world, lines)
+}
+
+/// With instance metadata behind the address, in place of container credentials.
+pub(crate) fn serve_imds(mut world: World, lines: Lines, settings: Settings) -> Agent {
+    let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    world.app = world.app.with_imds(vec![listener], settings);
+    serve_at(address, Vec::new(), world, lines)
+}
+
+fn serve_at(address: SocketAddr, listeners: Vec<TcpListener>, world: World, lines: Lines) -> Agent {
+    let World { cluster, sts, app } = world;
     let (metrics, audit) = (Arc::clone(&app.metrics), Arc::clone(&app.audit));
     let (pods, accounts) = (Arc::clone(&app.pods), Arc::clone(&app.accounts));
     let (trigger, drain) = shutdown::drain();
     let mut tasks = JoinSet::new();
-    app.serve(vec![listener], &drain, &mut tasks).unwrap();
+    app.serve(listeners, &drain, &mut tasks).unwrap();
     Agent { address, cluster, sts, metrics, audit, pods, accounts, lines, trigger, _tasks: tasks }
 }
 
