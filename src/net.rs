@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use address::{Added, Holder, Kernel, Survey};
-use inside::{Found, Metadata};
+use inside::{Expected, Found, Metadata};
 use listing::Table;
 use report::Report;
 use rules::{MetadataGuard, Rules};
@@ -140,7 +140,7 @@ async fn install(targets: &Targets, run_dir: &Path) -> ExitCode {
 async fn install_addresses(targets: &Targets, report: &mut Report) -> Result<(), address::Error> {
     let kernel = Kernel::connect()?;
     let survey = kernel.survey().await?;
-    for ip in targets.listeners.iter().map(SocketAddr::ip) {
+    for ip in targets.addresses() {
         match survey.holder(ip) {
             Holder::Ours { link } => {
                 kernel.raise(&link).await?;
@@ -274,13 +274,17 @@ async fn prove(targets: &Targets, local_socket: &Path, namespaces: &[PathBuf]) -
             Vec::new()
         }
     };
-    let dialled: Vec<SocketAddr> =
-        targets.listeners.iter().filter(|addr| !absent.contains(&addr.ip())).copied().collect();
+    let present = |addr: &SocketAddr| !absent.contains(&addr.ip());
+    let credentials: Vec<SocketAddr> = targets.listeners.iter().copied().filter(present).collect();
+    let dialled: Vec<SocketAddr> = targets.dialled().filter(present).collect();
     match verify::instance(local_socket).await {
         Ok(instance) => {
             for namespace in namespaces {
-                let refused = targets.metadata_guard == MetadataGuard::Enforce;
-                match inside::dial(namespace, &dialled, &instance, refused).await {
+                let refused = targets.metadata_guard == MetadataGuard::Enforce || !targets.imds.is_empty();
+                let ours: Vec<IpAddr> = targets.imds.iter().map(SocketAddr::ip).collect();
+                let redirected = |ip| ours.contains(&ip) && !absent.contains(&ip);
+                let metadata = Expected { refused, v4: redirected(ECS), v6: redirected(EKS_V6) };
+                match inside::dial(namespace, &credentials, &instance, metadata).await {
                     Ok(found) => report_inside(namespace, found, &mut report),
                     Err(err) => report.failed(namespace.display(), err),
                 }
@@ -314,9 +318,17 @@ fn report_inside(namespace: &Path, found: Found, report: &mut Report) {
     }
     for (addr, answer) in found.metadata {
         match answer {
+            Metadata::Ours => report.good(what(addr), "our agent answers in its place"),
+            // As at our own addresses.
+            Metadata::NotOurs(Fault::Unreachable(err))
+                if addr.is_ipv6() && err.kind() == io::ErrorKind::NetworkUnreachable =>
+            {
+                report.warning(what(addr), "no route: this pod has no IPv6");
+            }
+            Metadata::NotOurs(err) => report.failed(what(addr), err),
             Metadata::Reached => report.failed(
                 what(addr),
-                "reached, though enforce is asked for: by a datapath that passes the guard by, or another's redirect",
+                "reached, though it is to be closed: by a datapath that passes the rules by, or another's redirect",
             ),
             Metadata::Refused(err) => report.good(what(addr), format_args!("not reached ({err})")),
             Metadata::Silent => report.warning(
@@ -331,7 +343,7 @@ fn report_inside(namespace: &Path, found: Found, report: &mut Report) {
 async fn prove_set_up(targets: &Targets, report: &mut Report) -> Result<Vec<IpAddr>, address::Error> {
     let survey = Kernel::connect()?.survey().await?;
     let mut absent = Vec::new();
-    for ip in targets.listeners.iter().map(SocketAddr::ip) {
+    for ip in targets.addresses() {
         match survey.holder(ip) {
             Holder::Ours { link } => report.good(ip, format_args!("on {link}, ours")),
             Holder::Link { link } => report.good(ip, format_args!("on {link}, not ours")),

@@ -11,6 +11,8 @@ mod netns;
 
 #[path = "guard/host_pods.rs"]
 mod host_pods;
+#[path = "guard/instance_metadata.rs"]
+mod instance_metadata;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -430,7 +432,7 @@ fn verify_names_what_a_pod_reaches_and_what_it_does_not() {
     assert_eq!(code, Some(1), "{said}");
     let pod = path(&only_v4);
     for line in [
-        format!("FAILED  169.254.169.254:80 from {pod}: reached, though enforce is asked for"),
+        format!("FAILED  169.254.169.254:80 from {pod}: reached, though it is to be closed"),
         format!("FAILED  169.254.170.23:9902 from {pod}: cannot connect"),
         format!("ok      169.254.170.2:9902 from {pod}: our agent answers"),
         format!("warning [fd00:ec2::23]:9902 from {pod}: no route: this pod has no IPv6"),

@@ -33,9 +33,24 @@ pub(super) enum Error {
     Thread(#[source] io::Error),
 }
 
+/// What a pod is to find at instance metadata.
+#[derive(Clone, Copy)]
+pub(super) struct Expected {
+    /// Nobody, where our agent does not answer. Otherwise it is not dialled: the guard would count this pod as one that asks.
+    pub(super) refused: bool,
+    /// Our agent, over IPv4.
+    pub(super) v4: bool,
+    /// Our agent, over IPv6.
+    pub(super) v6: bool,
+}
+
 /// What a pod finds at instance metadata.
 #[derive(Debug)]
 pub(super) enum Metadata {
+    /// Our agent, as it should be.
+    Ours,
+    /// Somebody else, or nobody, in place of our agent.
+    NotOurs(Fault),
     /// A connection.
     Reached,
     /// None, and at once.
@@ -51,20 +66,28 @@ pub(super) struct Found {
     pub(super) metadata: Vec<(SocketAddr, Metadata)>,
 }
 
-/// Dials `targets`, as [`verify::verify`] does, and instance metadata if it is `refused`: otherwise the guard would count this pod as one
-/// that asks.
+/// Dials `targets`, as [`verify::verify`] does, and instance metadata as far as something is expected there.
 pub(super) async fn dial(
     namespace: &Path,
     targets: &[SocketAddr],
     instance: &str,
-    refused: bool,
+    expected: Expected,
 ) -> Result<Found, Error> {
     let (path, targets, instance) = (PathBuf::from(namespace), targets.to_vec(), instance.to_owned());
     let (answer, found) = oneshot::channel();
     let work = move || {
         let _ = answer.send(enter(&path, async {
-            let metadata = METADATA.iter().filter(|_| refused).map(|&at| async move { (at, ask(at).await) });
-            let metadata = futures_util::future::join_all(metadata);
+            let ours = |at: &SocketAddr| if at.is_ipv4() { expected.v4 } else { expected.v6 };
+            let (redirected, closed): (Vec<_>, Vec<_>) = METADATA.into_iter().partition(ours);
+            let closed = closed.into_iter().filter(|_| expected.refused);
+            let closed = futures_util::future::join_all(closed.map(|at| async move { (at, ask(at).await) }));
+            let metadata = async {
+                let (redirected, closed) = tokio::join!(verify::verify(&redirected, &instance), closed);
+                let redirected = redirected
+                    .into_iter()
+                    .map(|(at, found)| (at, found.map_or_else(Metadata::NotOurs, |()| Metadata::Ours)));
+                redirected.chain(closed).collect()
+            };
             let (ours, metadata) = tokio::join!(verify::verify(&targets, &instance), metadata);
             Found { ours, metadata }
         }));

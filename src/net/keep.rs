@@ -124,7 +124,7 @@ async fn repair(targets: &Targets) -> bool {
 async fn faults(targets: &Targets) -> Result<Vec<String>, Error> {
     let survey = Kernel::connect()?.survey().await?;
     let mut faults = Vec::new();
-    for ip in targets.listeners.iter().map(std::net::SocketAddr::ip) {
+    for ip in targets.addresses() {
         match survey.holder(ip) {
             Holder::Nobody if well_known(ip) && address::no_family(ip, survey.home()).is_none() => {
                 faults.push(format!("{ip} was on no link"));

@@ -18,6 +18,7 @@ const RELATIVE_URI: &str = include_str!("../../iptables/10-relative-uri.nft");
 const EKS_PORT: &str = include_str!("../../iptables/20-eks-port.nft");
 const ADDRESSES: &str = include_str!("../../iptables/30-addresses.nft");
 const ANSWERS: &str = include_str!("../../iptables/31-answers.nft");
+const INSTANCE_METADATA: &str = include_str!("../../iptables/32-instance-metadata.nft");
 const METADATA: &str = include_str!("../../iptables/40-metadata.nft");
 const METADATA_ENFORCE: &str = include_str!("../../iptables/41-metadata-enforce.nft");
 
@@ -70,6 +71,8 @@ pub struct Rules {
     pub eks: Option<u16>,
     /// The port that our addresses are guarded at.
     pub addresses: Option<u16>,
+    /// The agent answers instance metadata at this port; only beside `addresses`, whose guard it shares.
+    pub imds: Option<u16>,
     /// The user that answers from them.
     pub agent_uid: u32,
     /// The links by which nobody on this node comes: name by index.
@@ -135,6 +138,8 @@ impl Rules {
         let with_port = |file, name, port: Option<u16>| port.map(|port| (file, vec![(name, port.into())]));
         let answers =
             |port: u16| (ANSWERS, vec![("answering_port", port.into()), ("agent_uid", self.agent_uid)]);
+        let imds =
+            |port: u16| (INSTANCE_METADATA, vec![("imds_port", port.into()), ("imds_uid", self.agent_uid)]);
         let counted = self.metadata != MetadataGuard::Off;
         let refused = self.metadata == MetadataGuard::Enforce;
         [
@@ -142,6 +147,7 @@ impl Rules {
             with_port(EKS_PORT, "eks_port", self.eks),
             with_port(ADDRESSES, "guarded_port", self.addresses),
             self.addresses.map(answers),
+            self.imds.map(imds),
             counted.then_some((METADATA, Vec::new())),
             refused.then_some((METADATA_ENFORCE, Vec::new())),
         ]
@@ -171,14 +177,17 @@ impl Rules {
     /// The redirect, in words.
     #[must_use]
     pub fn redirect(&self) -> String {
-        match (self.relative_uri, self.eks) {
-            (None, None) => "none needed".to_owned(),
-            (Some(port), None) => format!("169.254.170.2:80 goes to port {port}"),
-            (None, Some(port)) => format!("169.254.170.23:80 and [fd00:ec2::23]:80 go to port {port}"),
+        let credentials = match (self.relative_uri, self.eks) {
+            (None, None) => None,
+            (Some(port), None) => Some(format!("169.254.170.2:80 goes to port {port}")),
+            (None, Some(port)) => Some(format!("169.254.170.23:80 and [fd00:ec2::23]:80 go to port {port}")),
             (Some(port), Some(_)) => {
-                format!("169.254.170.2:80, 169.254.170.23:80 and [fd00:ec2::23]:80 go to port {port}")
+                Some(format!("169.254.170.2:80, 169.254.170.23:80 and [fd00:ec2::23]:80 go to port {port}"))
             }
-        }
+        };
+        let metadata = self.imds.map(|port| format!("pods' instance metadata goes to port {port}"));
+        let both: Vec<String> = credentials.into_iter().chain(metadata).collect();
+        if both.is_empty() { "none needed".to_owned() } else { both.join("; ") }
     }
 }
 
@@ -232,7 +241,11 @@ pub fn metadata_guard(found: &Table) -> MetadataGuard {
 }
 
 fn with_define(file: &str, name: &str, value: u32) -> String {
-    file.replacen(&format!("define {name} = 9902\n"), &format!("define {name} = {value}\n"), 1)
+    let define = format!("define {name} = ");
+    let set = |line: &str| {
+        if line.starts_with(&define) { format!("{define}{value}\n") } else { line.to_owned() }
+    };
+    file.split_inclusive('\n').map(set).collect()
 }
 
 async fn nft(args: &[&str], script: &str) -> Result<String, Error> {
@@ -270,6 +283,7 @@ mod tests {
             relative_uri: Some(port),
             eks: Some(port),
             addresses: Some(port),
+            imds: Some(port + 2),
             agent_uid: 9902,
             uplinks: BTreeMap::new(),
             metadata: MetadataGuard::Enforce,
@@ -278,9 +292,18 @@ mod tests {
     }
 
     #[test]
-    fn with_the_default_port_the_files_are_applied_verbatim() {
-        let files =
-            [TABLE, RELATIVE_URI, EKS_PORT, ADDRESSES, ANSWERS, METADATA, METADATA_ENFORCE, METADATA_HOST];
+    fn with_the_default_ports_the_files_are_applied_verbatim() {
+        let files = [
+            TABLE,
+            RELATIVE_URI,
+            EKS_PORT,
+            ADDRESSES,
+            ANSWERS,
+            INSTANCE_METADATA,
+            METADATA,
+            METADATA_ENFORCE,
+            METADATA_HOST,
+        ];
         assert_eq!(all(9902).script(), files.concat());
     }
 
@@ -291,8 +314,14 @@ mod tests {
             script.lines().zip(files.lines()).filter(|(a, b)| a != b).map(|(a, _)| a).collect();
         assert_eq!(
             changed,
-            ["relative_uri_port", "eks_port", "guarded_port", "answering_port"]
-                .map(|name| format!("define {name} = 1234"))
+            [
+                ("relative_uri_port", 1234),
+                ("eks_port", 1234),
+                ("guarded_port", 1234),
+                ("answering_port", 1234),
+                ("imds_port", 1236),
+            ]
+            .map(|(name, port)| format!("define {name} = {port}"))
         );
     }
 

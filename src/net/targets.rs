@@ -21,6 +21,10 @@ pub(super) struct ListenArgs {
     #[arg(long, env = "ROLECALL_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',',
           default_values = LISTEN)]
     pub(super) listen: Vec<String>,
+    /// Where the agent answers instance metadata, 169.254.170.2:PORT and [fd00:ec2::23]:PORT (repeatable, as for `rolecall agent`): what
+    /// pods ask 169.254.169.254 and fd00:ec2::254 goes there
+    #[arg(long, env = "ROLECALL_IMDS_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',')]
+    pub(super) imds_listen: Vec<String>,
     /// Send port 80 of the EKS Pod Identity addresses to the agent too; never beside EKS's own agent
     #[arg(long, env = "ROLECALL_REDIRECT_EKS_PORT", value_parser = clap::builder::BoolishValueParser::new())]
     pub(super) redirect_eks_port: bool,
@@ -42,6 +46,8 @@ pub(super) struct ListenArgs {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Targets {
     pub(super) listeners: Vec<SocketAddr>,
+    /// Those of instance metadata.
+    pub(super) imds: Vec<SocketAddr>,
     /// The one port of the listeners on well-known addresses; `None` without any.
     port: Option<u16>,
     redirect_eks_port: bool,
@@ -80,6 +86,7 @@ impl Targets {
         if args.redirect_eks_port && !listeners.iter().any(|addr| [EKS, EKS_V6].contains(&addr.ip())) {
             mistakes.push(format!("--redirect-eks-port: no --listen on {EKS} or {EKS_V6} to send it to"));
         }
+        let imds = imds_listeners(&args.imds_listen, &ports, &mut mistakes);
         let host_pods = args.metadata_guard_pods_cgroup.clone();
         let exempt = args.metadata_guard_exempt_cgroup.clone();
         let host_pods = host_pods.map(|cgroup| HostPods { cgroup, exempt });
@@ -89,12 +96,29 @@ impl Targets {
         }
         Ok(Self {
             listeners,
+            imds,
             port: ports.first().copied(),
             redirect_eks_port: args.redirect_eks_port,
             metadata_guard: args.metadata_guard,
             host_pods,
             run_uid: args.run_uid,
         })
+    }
+
+    /// All that is to be dialled.
+    pub(super) fn dialled(&self) -> impl Iterator<Item = SocketAddr> {
+        self.listeners.iter().chain(&self.imds).copied()
+    }
+
+    /// All that is to be held, each once.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for ip in self.dialled().map(|at| at.ip()) {
+            if !addresses.contains(&ip) {
+                addresses.push(ip);
+            }
+        }
+        addresses
     }
 
     /// The part of it that a rule can name now.
@@ -109,16 +133,58 @@ impl Targets {
         let port = self.port.filter(|&port| port != 80);
         let listens = |ip: IpAddr| self.listeners.iter().any(|addr| addr.ip() == ip);
         let ecs_is_ours = matches!(survey.holder(ECS), Holder::Ours { .. });
+        // Where nobody on this node has the address, what is sent to it would leave the node.
+        let ecs_is_here = matches!(survey.holder(ECS), Holder::Ours { .. } | Holder::Link { .. });
         Rules {
             relative_uri: port.filter(|_| listens(ECS) && ecs_is_ours),
             eks: port.filter(|_| self.redirect_eks_port),
             addresses: self.port,
+            imds: self.imds.first().map(SocketAddr::port).filter(|_| ecs_is_here),
             agent_uid: self.run_uid,
             uplinks: survey.uplinks(),
             metadata: self.metadata_guard,
             host_pods: self.nameable_host_pods(),
         }
     }
+}
+
+/// One port, of the two addresses that the rule names, beside those of the container credentials.
+fn imds_listeners(texts: &[String], ports: &[u16], mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
+    let mut listeners: Vec<SocketAddr> = Vec::new();
+    for text in texts {
+        match text.parse::<SocketAddr>() {
+            Ok(at) if ![ECS, EKS_V6].contains(&at.ip()) || at.port() == 0 => {
+                mistakes.push(format!(
+                    "--imds-listen {text}: only {ECS}:PORT and [{EKS_V6}]:PORT are redirected to"
+                ));
+            }
+            Ok(at) if listeners.contains(&at) => {}
+            Ok(at) => listeners.push(at),
+            Err(_) => {
+                mistakes.push(format!("--imds-listen {text}: not ADDRESS:PORT ([ADDRESS]:PORT for IPv6)"))
+            }
+        }
+    }
+    if let Some(first) = listeners.first() {
+        if listeners.iter().any(|at| at.port() != first.port()) {
+            mistakes.push(format!("--imds-listen: one port for {ECS} and {EKS_V6}"));
+        }
+        if ports.contains(&first.port()) {
+            mistakes.push(format!("--imds-listen: port {} is that of --listen", first.port()));
+        }
+        if ports.is_empty() {
+            mistakes.push(format!(
+                "--imds-listen: needs a --listen on {EKS}, {EKS_V6} or {ECS}, whose guard it shares"
+            ));
+        }
+        if !listeners.iter().any(|at| at.ip() == ECS) {
+            mistakes.push(format!(
+                "--imds-listen: needs {ECS}:{} too, or pods with IPv4 find nobody",
+                first.port()
+            ));
+        }
+    }
+    listeners
 }
 
 fn host_pod_mistakes(args: &ListenArgs, host_pods: Option<&HostPods>) -> Vec<String> {
@@ -160,6 +226,7 @@ mod tests {
     fn args(listen: Vec<String>) -> ListenArgs {
         ListenArgs {
             listen,
+            imds_listen: Vec::new(),
             redirect_eks_port: false,
             metadata_guard: MetadataGuard::Off,
             metadata_guard_pods_cgroup: None,
@@ -189,6 +256,29 @@ mod tests {
     #[test]
     fn a_listener_named_twice_is_one() {
         assert_eq!(targets(&["169.254.170.2:9902"; 2], false).unwrap().listeners.len(), 1);
+    }
+
+    #[test]
+    fn instance_metadata_has_a_port_of_its_own_on_the_redirects_addresses() {
+        let with = |listen: &[&str], imds: &[&str]| {
+            let text = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+            Targets::from_args(&ListenArgs { imds_listen: text(imds), ..args(text(listen)) })
+        };
+        let good = with(&LISTEN, &crate::config::imds::LISTEN).unwrap();
+        assert_eq!((good.imds.len(), good.addresses().len()), (2, 3));
+        for (imds, says) in [
+            (&["169.254.170.23:9904"][..], "are redirected to"),
+            (&["10.0.0.1:9904"], "are redirected to"),
+            (&["169.254.170.2:9902"], "is that of --listen"),
+            (&["169.254.170.2:9904", "[fd00:ec2::23]:9905"], "one port"),
+            (&["[fd00:ec2::23]:9904"], "needs 169.254.170.2:9904 too"),
+            (&["nonsense"], "not ADDRESS:PORT"),
+        ] {
+            let mistakes = with(&LISTEN, imds).unwrap_err();
+            assert!(mistakes.len() == 1 && mistakes[0].contains(says), "{imds:?}: {mistakes:?}");
+        }
+        let mistakes = with(&["127.0.0.1:9902"], &["169.254.170.2:9904"]).unwrap_err();
+        assert!(mistakes[0].contains("needs a --listen"), "{mistakes:?}");
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub fn net_command(node: &Node, act: &str) -> Command {
     let mut command = node.command(ROLECALL);
     for name in [
         "LISTEN",
+        "IMDS_LISTEN",
         "REDIRECT_EKS_PORT",
         "METADATA_GUARD",
         "METADATA_GUARD_PODS_CGROUP",
