@@ -17,6 +17,8 @@ mod http;
 mod net;
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "support/node_metadata.rs"]
+mod node_metadata;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/proxy.rs"]
@@ -42,6 +44,10 @@ mod sdks;
 mod tokens;
 #[path = "node/trouble.rs"]
 mod trouble;
+
+/// What `net install` and the agent are told beside their defaults.
+const INSTALL: &[&str] = &[];
+const AGENT: &[&str] = &[];
 
 /// The Kubernetes namespaces of the tests: STS has roles for the ServiceAccounts of each.
 const NAMESPACES: &[&str] = &[

@@ -1,73 +1,17 @@
 //! A pod that the agent refuses, and the node's own role behind instance metadata: some SDKs go on to ask there.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::Output;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use rolecall::emulator::Fault;
 use serde_json::json;
 
 use crate::net;
-use crate::netns::Pod;
+use crate::node_metadata::{Metadata, NODE_KEY};
 use crate::sdk::{self, Environment, Sdk};
 use crate::tenant::RunningPod;
 use crate::world::{Case, V4, on_the_node};
-
-const METADATA: &str = "169.254.169.254:80";
-/// What the node's own role would be worth to a pod.
-const NODE_KEY: &str = "ASIATHENODESOWNROLE0";
-
-/// The node's instance metadata, version 2, beyond the uplink. Its thread ends with the process.
-struct Metadata {
-    asked: Arc<AtomicUsize>,
-}
-
-impl Metadata {
-    fn start(outside: &Pod) -> Self {
-        let listener = net::listen(outside, METADATA.parse().unwrap());
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&asked);
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                count.fetch_add(1, Ordering::Relaxed);
-                thread::spawn(move || while answer(stream.as_ref().unwrap()).is_some() {});
-            }
-        });
-        Self { asked }
-    }
-}
-
-/// One request; `None` once the caller has gone.
-fn answer(mut stream: &TcpStream) -> Option<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).ok()?;
-        head.extend(byte);
-    }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let path = head.split(' ').nth(1).unwrap_or_default();
-    let (status, body) = match path.trim_end_matches('/') {
-        "/latest/api/token" => ("200 OK", "a-token".to_owned()),
-        "/latest/meta-data/iam/security-credentials" => ("200 OK", "node".to_owned()),
-        "/latest/meta-data/iam/security-credentials/node" => {
-            let document = json!({
-                "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-11-22T00:00:00Z",
-                "AccessKeyId": NODE_KEY, "SecretAccessKey": "secret", "Token": "token",
-                "Expiration": "2036-11-22T00:00:00Z",
-            });
-            ("200 OK", document.to_string())
-        }
-        _ => ("404 Not Found", String::new()),
-    };
-    let length = body.len();
-    let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 21600";
-    write!(stream, "HTTP/1.1 {status}\r\n{ttl}\r\nContent-Length: {length}\r\n\r\n{body}").ok()
-}
 
 /// What each of the SDKs finds in `pod`, whose variables name the agent. Their time-outs are their own.
 fn keys(case: &Case, pod: &RunningPod, sdks: &[&'static Sdk]) -> Vec<(&'static Sdk, Output)> {
@@ -111,7 +55,7 @@ fn with_enforce_a_pod_that_is_refused_gets_nothing_from_instance_metadata_either
             let lines = case.world.agent.lines_about(&pod.uid);
             assert!(lines.iter().any(|line| line["code"] == code), "{code}: {lines:?}");
         }
-        assert_eq!(metadata.asked.load(Ordering::Relaxed), 0);
+        assert_eq!(metadata.asked().len(), 0);
 
         // Without it one SDK at least finds the node's role: so that is what enforce has stopped.
         net::install(&case.world.node, &[]);
@@ -126,6 +70,6 @@ fn with_enforce_a_pod_that_is_refused_gets_nothing_from_instance_metadata_either
                 );
             }
         }
-        assert!(metadata.asked.load(Ordering::Relaxed) > 0);
+        assert!(metadata.asked().len() > 0);
     });
 }

@@ -59,12 +59,13 @@ pub struct World {
 impl World {
     fn start() -> Option<Self> {
         let node = Node::new("node")?;
-        net::install(&node, &[]);
+        net::install(&node, crate::INSTALL);
         let (server, emulator, sts, agent) = node.run(async || {
             let server = ApiServer::shared();
             let (emulator, sts) = serve_sts(&node, server, &format!("{NODE_IP}:0"), None);
             let kubeconfig = server.agent_kubeconfig("node");
-            let agent = Agent::start(&node, "node", &kubeconfig, &["--sts-endpoint-url", &sts]);
+            let args = [crate::AGENT, &["--sts-endpoint-url", &sts]].concat();
+            let agent = Agent::start(&node, "node", &kubeconfig, &args);
             agent.until_ready().await;
             (server, emulator, sts, agent)
         });
