@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use clap::Parser;
 use rolecall::config::{Args, Config};
 use rolecall::identity::pods::ServiceAccountName;
-use rolecall::role::RolePlan;
+use rolecall::role::{RoleName, RolePlan, Roles};
 
 const PAGE: &str = include_str!("../docs/combinations.md");
 const README: &str = include_str!("../README.md");
@@ -14,7 +15,7 @@ const README: &str = include_str!("../README.md");
 /// Flags and annotations, as a cell names them.
 #[derive(Clone, Default)]
 struct Settings {
-    flags: Vec<String>,
+    flags: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
 }
 
@@ -23,12 +24,13 @@ impl Settings {
     fn read(cell: &str) -> Self {
         let mut settings = Self::default();
         for item in cell.split('`').skip(1).step_by(2) {
-            if item.starts_with("--") {
-                settings.flags.extend(item.split(' ').map(str::to_owned));
+            let (map, parted) = if item.starts_with("--") {
+                (&mut settings.flags, item.split_once(' '))
             } else {
-                let (name, value) = item.split_once(": ").unwrap_or_else(|| panic!("{item}"));
-                settings.annotations.insert(name.to_owned(), value.to_owned());
-            }
+                (&mut settings.annotations, item.split_once(": "))
+            };
+            let (name, value) = parted.unwrap_or_else(|| panic!("{item}"));
+            map.insert(name.to_owned(), value.to_owned());
         }
         settings
     }
@@ -39,24 +41,40 @@ impl Settings {
         self.annotations.extend(added.annotations.clone());
         self
     }
+}
 
-    /// What the agent makes of them: a plan, or the code and the message of the refusal. `start` is no code of an answer.
-    fn outcome(&self) -> Result<RolePlan, (String, String)> {
+/// A way to a role: what is set, and where pods ask.
+struct Way {
+    settings: Settings,
+    name: Option<RoleName>,
+}
+
+impl Way {
+    fn read(row: &[String]) -> Self {
+        let settings = Settings::read(&row[1]).with(&Settings::read(&row[2]));
+        let path = row[3].trim_matches('`').strip_prefix("/v1/credentials").unwrap();
+        Self { settings, name: path.strip_prefix('/').map(|name| RoleName::parse(name).unwrap()) }
+    }
+
+    /// What the agent makes of it and of what is added: a plan, or the code and the message of the refusal. `start` is no code of
+    /// an answer.
+    fn outcome(&self, added: &Settings) -> Result<Arc<RolePlan>, (String, String)> {
         #[derive(Parser)]
         struct Agent {
             #[command(flatten)]
             args: Args,
         }
+        let Settings { flags, annotations } = self.settings.clone().with(added);
         let no_start = |message: String| ("start".to_owned(), message);
-        let words =
-            ["rolecall", "--node-name", "node-1"].into_iter().chain(self.flags.iter().map(String::as_str));
+        let flags = flags.iter().flat_map(|(flag, value)| [&**flag, value]);
+        let words = ["rolecall", "--node-name", "node-1"].into_iter().chain(flags);
         let agent = Agent::try_parse_from(words).map_err(|error| no_start(error.to_string()))?;
-        let config =
-            Config::from_args(agent.args, |_| None).map_err(|mistakes| no_start(mistakes.to_string()))?;
+        let config = Config::from_args(agent.args, |_| None);
+        let config = config.map_err(|mistakes| no_start(mistakes.to_string()))?;
         config.check_audiences(&Default::default()).map_err(|mistakes| no_start(mistakes.to_string()))?;
         let account = ServiceAccountName { namespace: "shop".into(), name: "web".into() };
-        let plan = RolePlan::from_annotations(&account, "uid", &self.annotations, &config.plan);
-        plan.map_err(|error| (error.code().to_owned(), error.to_string()))
+        let roles = Roles::from_annotations(&account, "uid", &annotations, &config.plan);
+        roles.plan(&account, self.name.as_ref()).map_err(|error| (error.code().to_owned(), error.to_string()))
     }
 }
 
@@ -88,11 +106,8 @@ fn says(text: &str, message: &str) -> bool {
 
 #[test]
 fn every_cell_of_the_page_is_what_the_agent_does() {
-    let ways: BTreeMap<String, Settings> = table("Ways")
-        .into_iter()
-        .skip(1)
-        .map(|row| (row[0].clone(), Settings::read(&row[1]).with(&Settings::read(&row[2]))))
-        .collect();
+    let ways = table("Ways").into_iter().skip(1);
+    let ways: BTreeMap<String, Way> = ways.map(|row| (row[0].clone(), Way::read(&row))).collect();
     let refusals: BTreeMap<String, (String, String)> = table("Refusals")
         .into_iter()
         .skip(1)
@@ -106,11 +121,14 @@ fn every_cell_of_the_page_is_what_the_agent_does() {
         assert_eq!(row.len(), columns.len(), "{row:?}");
         for (column, cell) in columns.iter().zip(row).skip(1) {
             let (way, added) = (&ways[column], Settings::read(&row[0]));
-            let outcome = way.clone().with(&added).outcome();
+            let (outcome, without) = (way.outcome(&added), way.outcome(&Settings::default()));
             let good = match (&**cell, &outcome) {
-                ("same", Ok(plan)) => Ok(plan) == way.outcome().as_ref(),
+                ("same", Ok(plan)) => Ok(plan) == without.as_ref(),
+                ("cut", Ok(plan)) => plan.cut_from.is_some(),
                 // A flag may change other things than the plan.
-                ("works", Ok(plan)) => added.annotations.is_empty() || Ok(plan) != way.outcome().as_ref(),
+                ("works", Ok(plan)) => {
+                    plan.cut_from.is_none() && (added.annotations.is_empty() || Ok(plan) != without.as_ref())
+                }
                 (refusal, Err((code, said))) => refusals.get(refusal).is_some_and(|(expected, message)| {
                     used.insert(refusal.to_owned());
                     expected == code && says(said, message)
@@ -133,7 +151,8 @@ fn every_annotation_of_the_readme_has_its_row() {
     let section = README.split_once("\n## Annotations\n").unwrap().1.split("\n## ").next().unwrap();
     let names = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     let rows = table("Combinations");
-    let names: Vec<&str> = names.collect();
+    // Not the row of the further roles, whose names are the reader's choice.
+    let names: Vec<&str> = names.filter(|name| name.contains('/')).collect();
     assert!(names.len() > 5, "{names:?}");
     for name in names {
         let row = rows.iter().find(|row| Settings::read(&row[0]).annotations.contains_key(name));
