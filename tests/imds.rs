@@ -133,8 +133,7 @@ async fn a_request_without_its_own_pods_token_is_401() {
     }
     let answer = get(WEB, agent.address, &request("GET", LIST, &[])).await;
     assert_eq!(status_and_code(&answer), (401, "MetadataTokenRequired"));
-    let text =
-        format!("{}", agent.lines.wait_for(2).await.iter().map(ToString::to_string).collect::<String>());
+    let text = agent.lines.wait_for(2).await.iter().map(ToString::to_string).collect::<String>();
     assert!(!text.contains(&token), "{text}");
 }
 

@@ -40,5 +40,21 @@ mod two_sts;
 mod annotated_service_account;
 #[path = "scenarios/application_assumes_a_role_itself.rs"]
 mod application_assumes_a_role_itself;
+#[path = "scenarios/central_issuer_where_flags_cannot_change.rs"]
+mod central_issuer_where_flags_cannot_change;
+#[path = "scenarios/external_secrets_style_chain.rs"]
+mod external_secrets_style_chain;
+#[path = "scenarios/irsa_annotation_untouched.rs"]
+mod irsa_annotation_untouched;
+#[path = "scenarios/kind_walkthrough_self_hosted_issuer.rs"]
+mod kind_walkthrough_self_hosted_issuer;
+#[path = "scenarios/microk8s_default_audience.rs"]
+mod microk8s_default_audience;
+#[path = "scenarios/pod_as_the_aws_webhook_writes_it.rs"]
+mod pod_as_the_aws_webhook_writes_it;
 #[path = "scenarios/several_roles_of_one_service_account.rs"]
 mod several_roles_of_one_service_account;
+#[path = "scenarios/variable_by_admission_policy.rs"]
+mod variable_by_admission_policy;
+#[path = "scenarios/variable_by_envfrom.rs"]
+mod variable_by_envfrom;

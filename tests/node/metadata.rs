@@ -70,6 +70,6 @@ fn with_enforce_a_pod_that_is_refused_gets_nothing_from_instance_metadata_either
                 );
             }
         }
-        assert!(metadata.asked().len() > 0);
+        assert!(!metadata.asked().is_empty());
     });
 }
