@@ -94,6 +94,46 @@ fn every_code_of_an_answer_is_listed_and_no_other() {
 }
 
 #[test]
+fn every_page_is_linked_from_here_and_every_link_leads_to_a_file() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut linked = BTreeSet::new();
+    for page in ["README.md", "SECURITY.md", "daemonset/README.md", "iptables/README.md"] {
+        linked.extend(links(root, page));
+    }
+    for page in std::fs::read_dir(root.join("docs")).expect("there are pages") {
+        let page = page.expect("the repository can be read").path();
+        let name = page.strip_prefix(root).expect("it is in the repository").to_str().expect("UTF-8");
+        assert!(linked.contains(&page), "nobody is led to {name}");
+        links(root, name);
+    }
+}
+
+/// The files that a page links to, each of which is there, as is the heading that is named.
+fn links(root: &std::path::Path, page: &str) -> Vec<std::path::PathBuf> {
+    let text = std::fs::read_to_string(root.join(page)).expect("a page");
+    let folder = root.join(page).parent().expect("it is in a folder").to_owned();
+    let targets = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap_or_default());
+    let files = targets.filter(|target| !target.contains("://")).map(|target| {
+        let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+        let path = if file.is_empty() { root.join(page) } else { folder.join(file) };
+        let path = path.canonicalize().unwrap_or_else(|err| panic!("{page}: {target}: {err}"));
+        if !heading.is_empty() {
+            let text = std::fs::read_to_string(&path).expect("a page");
+            let found = text.lines().any(|line| line.starts_with('#') && anchor(line) == heading);
+            assert!(found, "{page}: {target}: no such heading");
+        }
+        path
+    });
+    files.collect()
+}
+
+/// As GitHub makes a heading's name.
+fn anchor(heading: &str) -> String {
+    let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+    words.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+}
+
+#[test]
 fn every_test_that_the_security_page_names_is_there() {
     let page = include_str!("../SECURITY.md");
     let (_, threats) = page.split_once("\n## Threats\n").expect("SECURITY.md has a section on threats");
