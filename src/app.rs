@@ -202,16 +202,26 @@ pub async fn agent(
     tasks.spawn(async move { match identity::watch::follow(client, &node, pods, health).await {} });
     let (pods, accounts, health) =
         (Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&accounts_watch));
-    let client = kube.own;
+    let client = kube.own.clone();
     tasks
         .spawn(async move { match service_accounts::watch::follow(client, pods, accounts, health).await {} });
+    let mut watches = vec![("pods", pods_watch), ("serviceaccounts", accounts_watch)];
+    if !app.accounts.by_service_account() {
+        let namespaces_watch = Arc::new(WatchHealth::default());
+        let (client, pods, accounts, health) =
+            (kube.own, Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&namespaces_watch));
+        tasks.spawn(async move {
+            match service_accounts::watch::follow_namespaces(client, pods, accounts, health).await {}
+        });
+        watches.push(("namespaces", namespaces_watch));
+    }
     let status = Arc::new(Status {
         instance: app.instance.clone(),
         metrics: Arc::clone(&app.metrics),
         pods: Arc::clone(&app.pods),
         cache: Arc::clone(&app.cache),
         watches: Box::new(move |metrics| {
-            for (resource, health) in [("pods", &pods_watch), ("serviceaccounts", &accounts_watch)] {
+            for (resource, health) in &watches {
                 metrics.watch(
                     resource,
                     health.restarts.load(Ordering::Relaxed),

@@ -140,17 +140,16 @@ impl Broker {
         role: Option<&RoleName>,
         deadline: Instant,
     ) -> Result<Arc<RolePlan>, Error> {
-        let account = &pod.pod().service_account;
-        if let Some(plan) = self.accounts.plan(account, role) {
-            return Ok(plan?.for_pod(pod.pod()));
+        if let Some(plan) = self.accounts.plan_of(pod.pod(), role) {
+            return Ok(plan?);
         }
         let mut changes = self.accounts.changes();
         loop {
-            if let Some(plan) = self.accounts.plan(account, role) {
-                return Ok(plan?.for_pod(pod.pod()));
+            if let Some(plan) = self.accounts.plan_of(pod.pod(), role) {
+                return Ok(plan?);
             }
             if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
-                return Err(Error::NotWatchedYet(account.to_string()));
+                return Err(Error::NotWatchedYet(pod.pod().service_account.to_string()));
             }
         }
     }

@@ -3,6 +3,7 @@
 mod audience;
 pub mod imds;
 mod issuer;
+mod role_source;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -117,6 +118,19 @@ pub struct Args {
     /// NAMESPACE_GLOB=ARN_GLOB: which namespace may have which role. Repeatable [default: any]
     #[arg(long, env = "ROLECALL_ALLOW_ROLE", value_delimiter = ',')]
     pub allow_role: Vec<String>,
+    /// Whose annotations name the role: service-account, or pod-annotation (kube2iam's and kiam's, on pods and namespaces;
+    /// needs --allow-role).
+    #[arg(long, env = "ROLECALL_ROLE_SOURCE", default_value = "service-account")]
+    pub role_source: String,
+    /// With pod-annotation: what stands before a role's bare name, such as arn:aws:iam::123456789012:role/
+    #[arg(long, env = "ROLECALL_BASE_ROLE_ARN")]
+    pub base_role_arn: Option<String>,
+    /// With pod-annotation: a namespace that has none of the annotations permits nothing, as with kiam.
+    #[arg(long, env = "ROLECALL_NAMESPACE_RESTRICTIONS")]
+    pub namespace_restrictions: bool,
+    /// With pod-annotation: what the entries of kube2iam's allowed-roles are: glob or regexp [default: glob]
+    #[arg(long, env = "ROLECALL_NAMESPACE_RESTRICTION_FORMAT")]
+    pub namespace_restriction_format: Option<String>,
 }
 
 /// Where the API server is found.
@@ -227,7 +241,7 @@ impl fmt::Display for Config {
             plan.session_duration,
             plan.session_name.as_str()
         )?;
-        write!(f, "allow-role={:?}", plan.policy)
+        write!(f, "allow-role={:?} role-source={:?}", plan.policy, plan.source)
     }
 }
 
@@ -278,6 +292,10 @@ impl Config {
             session_duration,
             session_name,
             allow_role,
+            role_source,
+            base_role_arn,
+            namespace_restrictions,
+            namespace_restriction_format,
         } = args;
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let mut mistakes = Vec::new();
@@ -407,6 +425,13 @@ impl Config {
         let session_name =
             Template::parse(&session_name, &node_name, &cluster).map_err(|why| wrong("session-name", why));
         let policy = Policy::parse(&allow_role).map_err(|why| wrong("allow-role", why));
+        let written = role_source::Written {
+            role_source,
+            base_role_arn,
+            namespace_restrictions,
+            namespace_restriction_format,
+        };
+        let source = written.check(policy.as_ref().ok(), &mut wrong);
         let (Ok(session_name), Ok(policy), true) = (session_name, policy, mistakes.is_empty()) else {
             return Err(Mistakes(mistakes));
         };
@@ -426,6 +451,7 @@ impl Config {
             sts_ca_bundle,
             allow_audience,
             plan: Defaults {
+                source,
                 audience: audience.into(),
                 allowed_audiences,
                 session_duration,

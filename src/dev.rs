@@ -220,6 +220,8 @@ fn pod(address: SocketAddr) -> Pod {
         finished: false,
         terminating: false,
         asks: true,
+        prefers_web_identity: false,
+        asked: None,
     }
 }
 

@@ -350,6 +350,8 @@ pub fn pod(name: &str, address: &str) -> Pod {
         finished: false,
         terminating: false,
         asks: false,
+        prefers_web_identity: false,
+        asked: None,
     }
 }
 

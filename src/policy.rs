@@ -22,6 +22,11 @@ impl Policy {
         parsed.collect::<Result<_, _>>().map(Self)
     }
 
+    /// Has the operator said nothing?
+    pub fn allows_anything(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Is there an entry for this namespace and role?
     pub fn allows(&self, namespace: &str, role: &str) -> bool {
         self.0.is_empty() || self.0.iter().any(|(n, r)| glob(n, namespace) && glob(r, role))

@@ -105,9 +105,21 @@ impl Error {
     }
 }
 
+/// `--role-source`: who says which role a pod gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RoleSource {
+    /// Its ServiceAccount's annotations.
+    #[default]
+    ServiceAccount,
+    /// Its own, and its namespace's, as kube2iam and kiam have them.
+    PodAnnotation(pod_annotation::Rules),
+}
+
 /// What the agent's own configuration adds to every plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Defaults {
+    /// `--role-source`
+    pub source: RoleSource,
     /// `--audience`
     pub audience: Arc<str>,
     /// `--allow-audience`: what an annotation may ask for.
@@ -124,6 +136,7 @@ impl Defaults {
     /// What the agent's flags give when none is set.
     pub fn of_node(node: &str) -> Self {
         Self {
+            source: RoleSource::default(),
             audience: AUDIENCE.into(),
             allowed_audiences: vec![AUDIENCE.to_owned()],
             session_duration: Duration::from_secs(3600),

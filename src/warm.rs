@@ -56,7 +56,7 @@ fn reconcile(
     let mut asking = HashMap::new();
     let mut settled = HashSet::new();
     for pod in pods.all().into_iter().filter(|pod| pod.live()) {
-        let Some(roles) = accounts.roles(&pod.service_account) else { continue };
+        let Some(roles) = accounts.roles_of(&pod) else { continue };
         for plan in roles.plans() {
             let plan = plan.for_pod(&pod);
             if !known.contains(&pod.uid) {
@@ -73,6 +73,7 @@ fn reconcile(
         }
     }
     cache.retain(in_use.values());
+    accounts.retain_pods(|uid| pods.by_uid(uid).is_some());
     for plan in asking.values().filter(|plan| !cache.knows(&plan.key())) {
         cache.prefetch(plan);
     }

@@ -23,7 +23,7 @@ use rolecall::cluster::{Cluster, Error, client};
 use rolecall::identity::pods::{Pod, PodUid, Pods, ServiceAccountName};
 use rolecall::policy::Policy;
 use rolecall::role::session_name::Template;
-use rolecall::role::{self, Defaults, Plan};
+use rolecall::role::{self, Defaults, Plan, RoleSource};
 use rolecall::service_accounts::ServiceAccounts;
 use rolecall::{identity, service_accounts};
 use serde_json::{Value, json};
@@ -128,6 +128,7 @@ impl World {
     fn agent_of(&self, kube: Clients) -> Agent {
         let pods = Arc::new(Pods::default());
         let accounts = Arc::new(ServiceAccounts::new(Defaults {
+            source: RoleSource::default(),
             audience: STS.into(),
             allowed_audiences: vec![STS.into()],
             session_duration: HOUR,

@@ -1,4 +1,4 @@
-//! The few fields of a pod and of a ServiceAccount that are used; the rest is skipped while it is read.
+//! The few fields of pods, ServiceAccounts and namespaces that are used; the rest is skipped while it is read.
 //!
 //! Whole pods cost 88 KiB each to keep, and half of an agent's memory to have read once: 22 MiB against 13.
 
@@ -7,16 +7,20 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::watch::Object;
 use crate::identity::pods::{self, PodUid, ServiceAccountName};
+use crate::role::pod_annotation::Asked;
 
 /// A container with one of these in its `env` will ask for credentials. A value may be anything, and variables
 /// that come by `envFrom` are not seen: this only decides whether the first fetch may start early.
 const ASKING: [&str; 2] = ["AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"];
+/// IRSA's. An SDK that finds it asks STS itself, and never us.
+const WEB_IDENTITY: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
 
 /// A pod object, or one that this version cannot read. One such pod must not end the watch of all others: it is
 /// left out, which means that it gets nothing.
@@ -59,25 +63,38 @@ struct PodMeta {
     uid: String,
     resource_version: String,
     deletion_timestamp: Option<IgnoredAny>,
+    #[serde(default)]
+    annotations: Annotations,
 }
+
+/// Those of [`Asked`]; a pod's others can be large.
+#[derive(Clone, Debug, Default)]
+struct Annotations(Asked);
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
     service_account_name: Option<String>,
     host_network: Option<bool>,
-    containers: AnyOf<Container>,
-    init_containers: AnyOf<Container>,
+    containers: All<Container>,
+    init_containers: All<Container>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Container {
-    env: AnyOf<Variable>,
+    env: All<Variable>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Variable(bool);
+struct Variable(Shown);
+
+/// Which variables there are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Shown {
+    ours: bool,
+    web_identity: bool,
+}
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -151,26 +168,29 @@ impl From<Fields> for pods::Pod {
             host_network: spec.host_network.unwrap_or(false),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             terminating: metadata.deletion_timestamp.is_some(),
-            asks: spec.containers.any || spec.init_containers.any,
+            asks: spec.containers.shown.ours || spec.init_containers.shown.ours,
+            prefers_web_identity: spec.containers.shown.web_identity
+                || spec.init_containers.shown.web_identity,
+            asked: Some(metadata.annotations.0).filter(|asked| !asked.is_empty()).map(Arc::new),
         }
     }
 }
 
-/// A ServiceAccount's metadata: all that is asked of the API server, and all that is kept until it is a plan.
+/// A ServiceAccount's or a namespace's metadata: all that is asked of the API server.
 #[derive(Clone, Debug, Deserialize)]
-pub struct SlimAccount {
-    metadata: AccountMeta,
+pub struct SlimObject {
+    metadata: ObjectMeta,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct AccountMeta {
+struct ObjectMeta {
     uid: String,
     resource_version: String,
     annotations: Option<BTreeMap<String, String>>,
 }
 
-impl SlimAccount {
+impl SlimObject {
     /// `metadata.uid`
     pub fn uid(&self) -> &str {
         &self.metadata.uid
@@ -182,68 +202,72 @@ impl SlimAccount {
     }
 }
 
-impl Object for SlimAccount {
+impl Object for SlimObject {
     fn resource_version(&self) -> Option<&str> {
         Some(&self.metadata.resource_version)
     }
 }
 
-/// Is there a `T` that says yes? Reads a list without keeping any of it.
+/// What the elements of a list show. Reads it without keeping any of it.
 #[derive(Clone, Debug)]
-struct AnyOf<T> {
-    any: bool,
+struct All<T> {
+    shown: Shown,
     of: PhantomData<T>,
 }
 
-impl<T> Default for AnyOf<T> {
+impl<T> Default for All<T> {
     fn default() -> Self {
-        Self { any: false, of: PhantomData }
+        Self { shown: Shown::default(), of: PhantomData }
     }
 }
 
-/// What an [`AnyOf`] asks of its elements.
-trait Yes {
-    fn yes(&self) -> bool;
+/// What an [`All`] asks of its elements.
+trait Shows {
+    fn shows(&self) -> Shown;
 }
 
-impl Yes for Container {
-    fn yes(&self) -> bool {
-        self.env.any
+impl Shows for Container {
+    fn shows(&self) -> Shown {
+        let Shown { ours, web_identity } = self.env.shown;
+        // Each in a container of its own, neither is in the other's way.
+        Shown { ours, web_identity: ours && web_identity }
     }
 }
 
-impl Yes for Variable {
-    fn yes(&self) -> bool {
+impl Shows for Variable {
+    fn shows(&self) -> Shown {
         self.0
     }
 }
 
-impl<'de, T: Deserialize<'de> + Yes> Deserialize<'de> for AnyOf<T> {
+impl<'de, T: Deserialize<'de> + Shows> Deserialize<'de> for All<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Elements<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de> + Yes> Visitor<'de> for Elements<T> {
-            type Value = bool;
+        impl<'de, T: Deserialize<'de> + Shows> Visitor<'de> for Elements<T> {
+            type Value = Shown;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list")
             }
 
-            fn visit_unit<E>(self) -> Result<bool, E> {
-                Ok(false) // `null`
+            fn visit_unit<E>(self) -> Result<Shown, E> {
+                Ok(Shown::default()) // `null`
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<bool, A::Error> {
-                let mut any = false;
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Shown, A::Error> {
+                let mut shown = Shown::default();
                 while let Some(element) = elements.next_element::<T>()? {
-                    any |= element.yes();
+                    let Shown { ours, web_identity } = element.shows();
+                    shown.ours |= ours;
+                    shown.web_identity |= web_identity;
                 }
-                Ok(any)
+                Ok(shown)
             }
         }
 
-        let any = deserializer.deserialize_any(Elements(PhantomData::<T>))?;
-        Ok(Self { any, of: PhantomData })
+        let shown = deserializer.deserialize_any(Elements(PhantomData::<T>))?;
+        Ok(Self { shown, of: PhantomData })
     }
 }
 
@@ -255,9 +279,41 @@ impl<'de> Deserialize<'de> for Variable {
             name: Cow<'a, str>,
         }
         let Named { name } = Named::deserialize(deserializer)?;
-        Ok(Self(ASKING.contains(&&*name)))
+        Ok(Self(Shown { ours: ASKING.contains(&&*name), web_identity: name == WEB_IDENTITY }))
     }
 }
+
+impl<'de> Deserialize<'de> for Annotations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Asked;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("annotations")
+            }
+
+            fn visit_unit<E>(self) -> Result<Asked, E> {
+                Ok(Asked::default()) // `null`
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Asked, A::Error> {
+                let mut asked = Asked::default();
+                while let Some((Text(name), Text(value))) = entries.next_entry()? {
+                    asked.take(&name, &value);
+                }
+                Ok(asked)
+            }
+        }
+
+        deserializer.deserialize_any(Entries).map(Self)
+    }
+}
+
+/// Borrowed where nothing in it is escaped.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 #[path = "slim/tests.rs"]

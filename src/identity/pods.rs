@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use dashmap::DashMap;
 use tokio::sync::watch;
 
+use crate::role::pod_annotation::Asked;
+
 /// `metadata.uid` of a pod: never given out twice, unlike its name and its address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(Arc<str>);
@@ -68,6 +70,10 @@ pub struct Pod {
     pub terminating: bool,
     /// A container's `env` names one of our variables, so the pod will ask.
     pub asks: bool,
+    /// One of those containers has IRSA's variable, too, which SDKs prefer.
+    pub prefers_web_identity: bool,
+    /// kube2iam's and kiam's annotations; whoever makes pods writes them.
+    pub asked: Option<Arc<Asked>>,
 }
 
 impl Pod {

@@ -18,10 +18,15 @@ pub async fn follow(
         Source { path: "/api/v1/pods".into(), fields: format!("spec.nodeName={node}"), metadata_only: false };
     watch::follow(&client, &source, &health, |event| match event {
         Event::Listed(list) => {
-            pods.reset(list.into_iter().filter_map(SlimPod::understood).collect::<Vec<Pod>>());
+            let list: Vec<Pod> = list.into_iter().filter_map(SlimPod::understood).collect();
+            for pod in &list {
+                tell_once(&pods, pod);
+            }
+            pods.reset(list);
         }
         Event::Applied(pod) => {
             if let Some(pod) = pod.understood() {
+                tell_once(&pods, &pod);
                 pods.apply(pod);
             }
         }
@@ -33,4 +38,14 @@ pub async fn follow(
         }
     })
     .await
+}
+
+/// Nothing is wrong with such a pod, which is on its way from IRSA or back. But whoever looks for its keys looks here.
+fn tell_once(pods: &Pods, pod: &Pod) {
+    if pod.prefers_web_identity && pod.live() && pods.by_uid(&pod.uid).is_none() {
+        tracing::info!(
+            pod.namespace = pod.namespace(), pod.name = &*pod.name, service_account = %pod.service_account,
+            "the pod has IRSA's variables beside ours: SDKs prefer them, and do not ask here"
+        );
+    }
 }

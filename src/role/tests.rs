@@ -180,6 +180,8 @@ fn a_session_named_for_its_pod_is_the_pods_own() {
         finished: false,
         terminating: false,
         asks: true,
+        prefers_web_identity: false,
+        asked: None,
     };
     let (a, b) = (plan.for_pod(&pod("a", "1")), plan.for_pod(&pod("b", "2")));
     assert_eq!(a.session_name.as_str(), "shop.a");
@@ -211,6 +213,7 @@ fn another_role_or_audience_is_another_key() {
         [(ROLE_ARN, role), (EKS_AUDIENCE, audience)].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
     };
     let defaults = Defaults {
+        source: RoleSource::default(),
         allowed_audiences: vec!["sts.amazonaws.com".into(), "minio".into()],
         ..Defaults::of_node("node-1")
     };

@@ -229,6 +229,8 @@ impl Model {
             addresses: address.into_iter().collect(),
             host_network: host,
             asks: number % 2 == 0,
+            prefers_web_identity: false,
+            asked: None,
             ..fakes::pod(&format!("p{number}"), "192.0.2.1")
         };
         self.pods.push(uid.clone());

@@ -260,6 +260,8 @@ fn pod_of_its_own(name: &str) -> Pod {
         finished: false,
         terminating: false,
         asks: true,
+        prefers_web_identity: false,
+        asked: None,
     }
 }
 

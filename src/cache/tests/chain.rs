@@ -55,7 +55,7 @@ async fn any_number_of_callers_of_several_plans_cause_one_flight_for_each_hop() 
         ],
     );
     world.sts.slow(Duration::from_millis(400));
-    let roles = world.app.accounts.roles(&account("web")).unwrap();
+    let roles = world.app.accounts.roles_of(&pod("web", "10.0.0.7")).unwrap();
     let plans: Vec<_> = roles.plans().cloned().collect();
     assert_eq!(plans.len(), 3);
     let asking = plans.iter().cycle().take(300).map(|plan| world.ask_for(plan));

@@ -31,6 +31,8 @@ fn pod() -> Pod {
         finished: false,
         terminating: false,
         asks: false,
+        prefers_web_identity: false,
+        asked: None,
     }
 }
 

@@ -137,3 +137,32 @@ fn two_forms_of_one_address_are_one_claim() {
     let addresses = pod(&with("/status/podIPs", twice)).addresses;
     assert_eq!(addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.244.1.7", "fd00::7"]);
 }
+
+#[test]
+fn of_a_pods_annotations_those_that_ask_for_a_role_are_kept() {
+    assert_eq!(pod(&realistic()).asked, None);
+    let annotations = json!({
+        "iam.amazonaws.com/role": "team/\"web\"", "iam.amazonaws.com/external-id": "x", "note": "y",
+        "iam.amazonaws.com/session-name": "web",
+    });
+    let asked = pod(&with("/metadata/annotations", annotations)).asked.unwrap();
+    assert_eq!(asked.role.as_deref(), Some("team/\"web\""));
+    assert_eq!((asked.external_id.as_deref(), asked.session_name.as_deref()), (Some("x"), Some("web")));
+    assert_eq!(pod(&with("/metadata/annotations", Value::Null)).asked, None);
+    let wrong = read(&with("/metadata/annotations", json!({"iam.amazonaws.com/role": ["a", "b"]})));
+    assert!(wrong.understood().is_none(), "what no API server writes gets nothing");
+}
+
+#[test]
+fn irsas_variable_is_preferred_where_one_container_has_it_beside_ours() {
+    let containers = |names: [&[&str]; 2]| {
+        let container = |names: &[&str]| json!({"env": names.iter().map(|name| json!({"name": name, "value": "x"})).collect::<Vec<_>>()});
+        pod(&with("/spec/containers", json!(names.map(container))))
+    };
+    let (ours, irsas) = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_WEB_IDENTITY_TOKEN_FILE");
+    assert!(containers([&[], &[irsas, ours]]).prefers_web_identity);
+    for neither in [[&[ours][..], &[irsas]], [&[ours], &[]], [&[irsas], &[irsas]]] {
+        assert!(!containers(neither).prefers_web_identity, "{neither:?}");
+    }
+    assert!(containers([&[ours], &[irsas]]).asks);
+}

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::cluster::slim::SlimAccount;
+use crate::cluster::slim::SlimObject;
 
 /// What the API server does with one request.
 #[derive(Clone)]
@@ -83,7 +83,7 @@ fn follow_scripted(
     let counted = Arc::clone(&health);
     tokio::spawn(async move {
         let source = Source { path: "/api/v1/things".into(), fields: "a=b".into(), metadata_only: true };
-        follow(&client, &source, &counted, |event: Event<SlimAccount>| {
+        follow(&client, &source, &counted, |event: Event<SlimObject>| {
             let _ = tell.send(match event {
                 Event::Listed(list) => {
                     let names: Vec<String> = list.iter().map(|object| object.uid().to_owned()).collect();

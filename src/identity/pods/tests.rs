@@ -12,6 +12,8 @@ fn pod(uid: &str, addresses: &[&str]) -> Pod {
         finished: false,
         terminating: false,
         asks: false,
+        prefers_web_identity: false,
+        asked: None,
     }
 }
 
