@@ -46,6 +46,10 @@ fn every_manifest_applies_with_strict_validation() {
     );
     assert_eq!(applied(server, "example/host-network"), ["job/whoami-host"]);
     assert_eq!(
+        applied(server, "pod-annotation"),
+        ["clusterrole/rolecall-namespaces", "clusterrolebinding/rolecall-namespaces"]
+    );
+    assert_eq!(
         applied(server, "uninstall"),
         ["daemonset/rolecall-uninstall", "namespace/rolecall-uninstall"]
     );

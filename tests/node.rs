@@ -38,6 +38,8 @@ mod grants;
 mod lifecycle;
 #[path = "node/metadata.rs"]
 mod metadata;
+#[path = "node/pod_annotation.rs"]
+mod pod_annotation;
 #[path = "node/sdks.rs"]
 mod sdks;
 #[path = "node/tokens.rs"]
@@ -80,4 +82,8 @@ const NAMESPACES: &[&str] = &[
     "stalled",
     "secrets",
     "enforced",
+    "kube2iam",
+    "kiam",
+    "permitted",
+    "trespass",
 ];

@@ -15,6 +15,8 @@ mod cluster;
 mod granted;
 #[path = "rights/kubernetes_1_36.rs"]
 mod kubernetes_1_36;
+#[path = "rights/moving.rs"]
+mod moving;
 
 /// A test for each row: its name is the claim, and the request is allowed, or refused with 403 for that reason.
 macro_rules! rows {

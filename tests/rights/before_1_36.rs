@@ -10,7 +10,7 @@ use crate::cluster::Expected::{Allowed, Refused};
 use crate::rows;
 
 /// `shop` has opted in; `closed` has not; somebody bound the role in kube-system all the same.
-fn cluster() -> &'static Cluster {
+pub(crate) fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
         let cluster = Cluster::new(ApiServer::before_1_36());

@@ -15,7 +15,7 @@ use crate::cluster::Expected::{Allowed, Refused};
 use crate::cluster::{Cluster, STS};
 use crate::rows;
 
-fn cluster() -> &'static Cluster {
+pub(crate) fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| Cluster::new(ApiServer::shared()))
 }

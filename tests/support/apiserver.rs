@@ -203,6 +203,13 @@ impl ApiServer {
             .is_ok()
     }
 
+    /// Gives agents the right that `--role-source=pod-annotation` needs, from the file that ships.
+    pub(crate) fn may_read_namespaces(&self) {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/daemonset/pod-annotation");
+        self.kubectl(&["apply", "--server-side", "-f", folder]);
+        self.until_agent_may(&["watch", "namespaces"]);
+    }
+
     /// Waits for a right: a role counts a moment after it is stored, and nothing tells when.
     pub(crate) fn until_agent_may(&self, what: &[&str]) {
         assert!((0..200).any(|_| self.agent_may(what)), "after asking 200 times the agent may not {what:?}");

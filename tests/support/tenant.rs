@@ -65,6 +65,19 @@ impl Tenant {
         self.send("PATCH", &self.path("serviceaccounts", name), "application/merge-patch+json", &patch).await;
     }
 
+    /// Sets annotations of a pod; `null` removes one.
+    pub async fn annotate_pod(&self, pod: &str, annotations: Value) {
+        let patch = json!({"metadata": {"annotations": annotations}});
+        self.send("PATCH", &self.path("pods", pod), "application/merge-patch+json", &patch).await;
+    }
+
+    /// Sets annotations of the namespace; `null` removes one.
+    pub async fn annotate_namespace(&self, annotations: Value) {
+        let patch = json!({"metadata": {"annotations": annotations}});
+        let path = format!("/api/v1/namespaces/{}", self.namespace);
+        self.send("PATCH", &path, "application/merge-patch+json", &patch).await;
+    }
+
     /// A pod's object alone, and its UID: for two of them that show one address.
     pub async fn pod_object(&self, node: &str, name: &str, account: &str, addresses: &[&str]) -> String {
         uid(&self.bound_object(&pod_object(node, name, account), addresses).await)

@@ -158,6 +158,11 @@ impl Case {
         self.account_with(name, json!({"rolecall.dev/role-arn": arn(self.namespace, name)})).await;
     }
 
+    /// Gives agents the right that `--role-source=pod-annotation` needs.
+    pub fn may_read_namespaces(&self) {
+        self.world.server.may_read_namespaces();
+    }
+
     /// A pod of `account` on the node, behind a cable of its own.
     pub async fn pod(&self, account: &str) -> RunningPod {
         self.pod_on("node", account, Shape::Routed).await
