@@ -42,12 +42,20 @@ mod annotated_service_account;
 mod application_assumes_a_role_itself;
 #[path = "scenarios/central_issuer_where_flags_cannot_change.rs"]
 mod central_issuer_where_flags_cannot_change;
+#[path = "scenarios/external_secrets_like_operator_mints_its_own_tokens.rs"]
+mod external_secrets_like_operator_mints_its_own_tokens;
 #[path = "scenarios/external_secrets_style_chain.rs"]
 mod external_secrets_style_chain;
 #[path = "scenarios/irsa_annotation_untouched.rs"]
 mod irsa_annotation_untouched;
+#[path = "scenarios/irsa_pod_with_both_variables.rs"]
+mod irsa_pod_with_both_variables;
+#[path = "scenarios/kiam_permitted_namespace.rs"]
+mod kiam_permitted_namespace;
 #[path = "scenarios/kind_walkthrough_self_hosted_issuer.rs"]
 mod kind_walkthrough_self_hosted_issuer;
+#[path = "scenarios/kube2iam_annotated_pod.rs"]
+mod kube2iam_annotated_pod;
 #[path = "scenarios/microk8s_default_audience.rs"]
 mod microk8s_default_audience;
 #[path = "scenarios/pod_as_the_aws_webhook_writes_it.rs"]
