@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod client;
+pub mod list;
 pub mod node;
 mod review;
 pub mod slim;

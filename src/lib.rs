@@ -54,6 +54,7 @@ pub mod credentials;
 pub mod dev;
 pub mod emulator;
 pub mod exchange;
+pub mod explain;
 #[cfg(feature = "testing")]
 pub mod fakes;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use rolecall::harden::{self, FileSystem};
 use rolecall::metrics::Metrics;
 use rolecall::server::imds::token::Key;
 use rolecall::telemetry::{self, Lines};
-use rolecall::{admin, app, dev, emulator, issuer, oidc};
+use rolecall::{admin, app, dev, emulator, explain, issuer, oidc};
 
 /// Pod Identity for any Kubernetes: annotate a ServiceAccount, and its pods get that AWS role.
 #[derive(Parser)]
@@ -45,6 +45,8 @@ enum Command {
     Emulator(emulator::Args),
     /// Sign web-identity tokens for agents: for clusters whose API server cannot be given an issuer that STS reaches.
     Issuer(issuer::Args),
+    /// Before moving in: each pod of the cluster, its role today by another tool, and the one it would get.
+    Explain(Box<explain::Args>),
     /// What an issuer of your own needs: discovery document, JWKS, thumbprint, trust policy, IAM's provider.
     Oidc(Box<oidc::Args>),
 }
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Command::Dev(args) => run_dev(args),
         Command::Emulator(args) => emulator::run(args),
         Command::Issuer(args) => issuer(args),
+        Command::Explain(args) => explain::run(*args),
         Command::Oidc(args) => oidc::run(*args),
     }
 }

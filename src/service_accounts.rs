@@ -41,10 +41,7 @@ impl ServiceAccounts {
     /// What `pod` gets under that name, or as its default role; `None` until the watches that decide it have spoken.
     pub fn plan_of(&self, pod: &Pod, name: Option<&RoleName>) -> Option<Plan> {
         let plan = match &self.defaults.source {
-            RoleSource::ServiceAccount => {
-                self.tell_once(pod);
-                self.plan(&pod.service_account, name)?
-            }
+            RoleSource::ServiceAccount => self.plan(&pod.service_account, name)?,
             RoleSource::PodAnnotation(rules) => self.by_pod.plan(pod, name, rules, &self.defaults)?,
         };
         Some(plan.map(|plan| plan.for_pod(pod)))
@@ -53,7 +50,10 @@ impl ServiceAccounts {
     /// All that `pod` may get, before it is made the pod's own; `None` as in [`ServiceAccounts::plan_of`].
     pub fn roles_of(&self, pod: &Pod) -> Option<Roles> {
         match &self.defaults.source {
-            RoleSource::ServiceAccount => self.roles.get(&pod.service_account).map(|roles| roles.clone()),
+            RoleSource::ServiceAccount => {
+                self.tell_once(pod);
+                self.roles.get(&pod.service_account).map(|roles| roles.clone())
+            }
             RoleSource::PodAnnotation(rules) => self.by_pod.roles(pod, rules, &self.defaults),
         }
     }

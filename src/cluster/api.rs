@@ -271,7 +271,7 @@ pub(super) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     log_safe(&text)
 }
 
-fn unsendable(error: kube::core::request::Error) -> Error {
+pub(super) fn unsendable(error: kube::core::request::Error) -> Error {
     Error::Refused(causes(&error))
 }
 

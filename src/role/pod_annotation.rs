@@ -9,7 +9,7 @@ mod permitted;
 
 use std::collections::BTreeMap;
 
-pub use self::permitted::{Format, Namespace};
+pub use self::permitted::{ALLOWED_ROLES, Format, Namespace, PERMITTED};
 use super::annotations::{ASSUME_ROLE_ARN, EKS_ROLE_ARN, EXTERNAL_ID, ROLE_ARN, SESSION_NAME};
 use super::{Error, RoleArn, session_name};
 use crate::identity::pods::ServiceAccountName;

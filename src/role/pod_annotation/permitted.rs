@@ -9,9 +9,9 @@ use crate::policy::glob;
 use crate::role::RoleArn;
 
 /// kiam's: one regular expression, over the whole ARN.
-pub(super) const PERMITTED: &str = "iam.amazonaws.com/permitted";
+pub const PERMITTED: &str = "iam.amazonaws.com/permitted";
 /// kube2iam's: a JSON list of ARNs and names, with `*` or as regular expressions.
-pub(super) const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
+pub const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
 
 /// Somebody in the cluster writes the expressions, and they run on the agent's one thread: matching costs at most the
 /// program's size times the ARN's length.

@@ -1,0 +1,54 @@
+//! Whole collections of a cluster, page by page: for commands that a person runs. The agent never lists more than its node has.
+
+use std::time::Duration;
+
+use kube::api::ListParams;
+use kube::core::{ObjectList, Request};
+use serde::de::DeserializeOwned;
+
+use super::{Error, api};
+
+/// As many as kubectl asks for.
+const PAGE: u32 = 500;
+/// For one page, from a cluster that may be far away.
+const ANSWER: Duration = Duration::from_secs(30);
+/// The API server keeps the state that a list began with for some minutes. A list that takes longer begins anew.
+const TRIES: usize = 3;
+
+/// All objects of a collection, such as `/api/v1/pods`.
+///
+/// # Errors
+/// As [`Error`]; `Refused` without the right to list them.
+pub async fn all<T: DeserializeOwned + Clone>(
+    client: &kube::Client,
+    path: &str,
+    metadata_only: bool,
+) -> Result<Vec<T>, Error> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match pages(client, path, metadata_only).await {
+            Err(Error::Refused(why)) if why.starts_with("410") && tries < TRIES => {}
+            listed => return listed,
+        }
+    }
+}
+
+async fn pages<T: DeserializeOwned + Clone>(
+    client: &kube::Client,
+    path: &str,
+    metadata_only: bool,
+) -> Result<Vec<T>, Error> {
+    let (mut objects, mut params) = (Vec::new(), ListParams::default().limit(PAGE));
+    loop {
+        let path = Request::new(path);
+        let request = if metadata_only { path.list_metadata(&params) } else { path.list(&params) };
+        let request = request.map_err(api::unsendable)?;
+        let list: ObjectList<T> = api::fetch(client, request, ANSWER).await?;
+        objects.extend(list.items);
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(objects),
+        }
+    }
+}

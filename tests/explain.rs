@@ -1,0 +1,136 @@
+//! `rolecall explain` against a real API server, by one who may list three kinds of objects, and by one who may not.
+// clippy.toml allows it in tests, and does not know their helpers for such.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/apiserver.rs"]
+mod apiserver;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+
+use apiserver::{ApiServer, Pod};
+
+const BASE: &str = "arn:aws:iam::111122223333:role/";
+
+fn explain(kubeconfig: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rolecall"));
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("ROLECALL_") || name.starts_with("AWS_"))
+    {
+        command.env_remove(name);
+    }
+    command.arg("explain").arg("--kubeconfig").arg(kubeconfig).args(args).output().unwrap()
+}
+
+/// The verdicts of the namespace's pods.
+fn verdicts(output: &Output, namespace: &str) -> Vec<(String, String)> {
+    let document: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let pods = document["pods"].as_array().unwrap().iter().filter(|pod| pod["namespace"] == namespace);
+    pods.map(|pod| (text(&pod["pod"]), text(&pod["verdict"]))).collect()
+}
+
+fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(pod, verdict)| ((*pod).to_owned(), (*verdict).to_owned())).collect()
+}
+
+/// More pods than one page holds, and what is asked for in them; all that the tests below need, made once.
+fn cluster() -> &'static (&'static ApiServer, PathBuf) {
+    static MADE: OnceLock<(&ApiServer, PathBuf)> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let server = ApiServer::shared();
+        server.namespace("legacy", &[]);
+        server.kubectl(&["annotate", "namespace", "legacy", "iam.amazonaws.com/permitted=.*/legacy-[ab]"]);
+        let role = |role: &'static str| [("iam.amazonaws.com/role", role)];
+        for (name, annotations) in
+            [("a", &role("legacy-a")[..]), ("b", &role("legacy-b")), ("c", &role("legacy-c")), ("none", &[])]
+        {
+            server.pod(&Pod { namespace: "legacy", name, service_account: "default", annotations, ..Pod::default() });
+        }
+        server.namespace("crowd", &[]);
+        let pod = |number: usize| {
+            json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "crowd", "name": format!("p{number:03}")},
+                "spec": {"containers": [{"name": "main", "image": "none:1"}]},
+            })
+        };
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": (0..520).map(pod).collect::<Vec<_>>()});
+        let file = server.state().join("crowd.json");
+        std::fs::write(&file, list.to_string()).unwrap();
+        server.kubectl(&["create", "-f", file.to_str().unwrap()]);
+        (server, reader(server))
+    })
+}
+
+/// Who may list those three kinds and do nothing else.
+fn reader(server: &ApiServer) -> PathBuf {
+    let kinds = "--resource=pods,serviceaccounts,namespaces";
+    server.kubectl(&["create", "clusterrole", "reader", "--verb=list", kinds]);
+    server.kubectl(&["create", "clusterrolebinding", "reader", "--clusterrole=reader", "--user=reader"]);
+    let mut config = server.json(&["config", "view", "--raw", "--flatten"]);
+    config["users"][0]["user"]["as"] = "reader".into();
+    let path = server.state().join("reader.kubeconfig");
+    std::fs::write(&path, config.to_string()).unwrap();
+    path
+}
+
+#[test]
+fn every_pod_of_the_cluster_has_its_role_of_today_beside_the_one_it_would_get() {
+    let (_, reader) = cluster();
+    let ours = [
+        "--base-role-arn",
+        BASE,
+        "--role-source",
+        "pod-annotation",
+        "--allow-role=legacy=*",
+        "--output=json",
+    ];
+    let output = explain(reader, &[&["--as", "kube2iam"], &ours[..]].concat());
+    // kube2iam looked at no namespace; here its annotation counts.
+    let expected = [("a", "same"), ("b", "same"), ("c", "loses"), ("none", "none")];
+    assert_eq!(verdicts(&output, "legacy"), pairs(&expected));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(verdicts(&output, "crowd").len(), 520, "more than a page");
+
+    let output = explain(reader, &[&["--as", "kiam"], &ours[..]].concat());
+    let expected = [("a", "same"), ("b", "same"), ("c", "none"), ("none", "none")];
+    assert_eq!(verdicts(&output, "legacy"), pairs(&expected));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn the_table_names_the_reason() {
+    let (_, reader) = cluster();
+    let args = ["--as", "kube2iam", "--base-role-arn", BASE];
+    let output = explain(reader, &args);
+    let table = String::from_utf8(output.stdout).unwrap();
+    let row = table.lines().find(|line| line.starts_with("legacy/a ")).unwrap();
+    assert!(row.contains(&format!("{BASE}legacy-a")) && row.ends_with("LOSES ITS ROLE"), "{row}");
+    assert!(table.contains("NoRole") && table.contains("not honoured"), "{table:.2000}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("3 lose it"), "{said}");
+}
+
+#[test]
+fn who_may_not_read_the_cluster_and_who_mistypes_is_told() {
+    let (server, reader) = cluster();
+    let nobody = server.agent_kubeconfig("explain-nobody");
+    let output = explain(&nobody, &["--as", "kiam"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: namespaces cannot be listed") && said.contains("forbidden"), "{said}");
+
+    let output = explain(reader, &["--as", "kiam", "--role-source=pod-annotation"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(said.starts_with("error: --allow-role: is required"), "{said}");
+    assert_eq!(explain(reader, &["--as", "irsa"]).status.code(), Some(64));
+
+    let nowhere = explain(Path::new("/nonexistent/kubeconfig"), &["--as", "kiam"]);
+    assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("/nonexistent/kubeconfig"), "{nowhere:?}");
+}
