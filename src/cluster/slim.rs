@@ -28,7 +28,7 @@ const WEB_IDENTITY: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
 #[serde(untagged)]
 pub enum SlimPod {
     /// The usual.
-    Read(Fields),
+    Read(Box<Fields>),
     /// Something is not of the type it should be; the name is for the log.
     Unread {
         /// `metadata`, as far as it names the pod.
@@ -115,7 +115,7 @@ impl SlimPod {
     /// The pod as the path of a request knows it; `None`, and a line in the log, if it cannot be understood.
     pub fn understood(self) -> Option<pods::Pod> {
         match self {
-            Self::Read(fields) => Some(fields.into()),
+            Self::Read(fields) => Some((*fields).into()),
             Self::Unread { metadata: Name { namespace, name } } => {
                 tracing::error!(
                     pod.namespace = namespace,
