@@ -20,6 +20,8 @@ mod moto;
 mod net;
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "support/node_metadata.rs"]
+mod node_metadata;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/proxy.rs"]
@@ -60,6 +62,8 @@ mod kube2iam_annotated_pod;
 mod microk8s_default_audience;
 #[path = "scenarios/pod_as_the_aws_webhook_writes_it.rs"]
 mod pod_as_the_aws_webhook_writes_it;
+#[path = "scenarios/pod_without_any_variable.rs"]
+mod pod_without_any_variable;
 #[path = "scenarios/several_roles_of_one_service_account.rs"]
 mod several_roles_of_one_service_account;
 #[path = "scenarios/variable_by_admission_policy.rs"]
