@@ -15,6 +15,10 @@
 //!   - url: https://oidc.example.com/cluster-b      # without jwks or jwks_file: OpenID Connect discovery
 //!     discovery_url: https://127.0.0.1:6443/.well-known/openid-configuration   # optional
 //!     ca_file: ca.pem                              # optional
+//!   - api_server: true                             # the API server of --kubeconfig, or in a pod its own: `iss` and keys
+//!
+//! # For clusters on a laptop: every other role exists, too, and trusts whomever an issuer names.
+//! any_role: true
 //!
 //! # What may be assumed, and by whom: IAM's trust policies, as YAML or as the JSON text that you have already.
 //! roles:
@@ -63,6 +67,7 @@ mod sessions;
 mod sigv4;
 mod xml;
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -106,6 +111,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
+    /// Kubeconfig of the API server whose tokens count, for `api_server: true` [default: in a pod, its own]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
     /// Address to listen on; port 0 takes a free one. The bound URL is the one line on stdout
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9910")]
     listen: SocketAddr,
@@ -125,6 +134,7 @@ const LONG_HELP: &str = r#"Example of a file:
     - url: https://oidc.example.com/a            # the iss of its tokens
       jwks_file: jwks.json                       # or jwks: …, or neither: OpenID Connect discovery
                                                  # (discovery_url, ca_file)
+    - api_server: true                           # that of --kubeconfig, or in a pod its own: iss and keys
   roles:
     - arn: arn:aws:iam::111122223333:role/web
       max_session_duration: 12h                  # default 1h
@@ -138,6 +148,7 @@ const LONG_HELP: &str = r#"Example of a file:
             Condition:
               StringLike:
                 oidc.example.com/a:sub: system:serviceaccount:shop:*
+  any_role: true                                 # all other roles exist as well, and trust whomever an issuer names
   users:
     - arn: arn:aws:iam::111122223333:user/broker
       access_key_id: AKIAIOSFODNN7EXAMPLE
@@ -196,7 +207,8 @@ async fn start(args: Args) -> anyhow::Result<()> {
         (Some(cert), Some(key)) => Some(Tls::read(cert, key)?),
         _ => None,
     };
-    let config = Config::read(&args.config).map_err(Error::from)?;
+    let mut config = Config::read(&args.config).map_err(Error::from)?;
+    config.issuers.iter_mut().for_each(|issuer| issuer.kubeconfig.clone_from(&args.kubeconfig));
     let mut bound = Emulator::bind(config, args.listen).await?;
     if let Some(tls) = tls {
         bound = bound.with_tls(tls);
@@ -236,8 +248,8 @@ impl World {
         Timestamp::now() + self.state.lock().unwrap_or_else(PoisonError::into_inner).clock_ahead
     }
 
-    fn role(&self, arn: &arn::RoleArn) -> Option<&config::Role> {
-        self.account.roles.iter().find(|role| role.arn == *arn)
+    fn role(&self, arn: &arn::RoleArn) -> Option<Cow<'_, config::Role>> {
+        self.account.role(arn)
     }
 
     fn role_named(&self, arn: &str) -> Option<&config::Role> {
@@ -265,7 +277,8 @@ impl Emulator {
     ///
     /// # Errors
     /// Every mistake in the configuration, or the address cannot be had.
-    pub async fn bind(config: Config, addr: SocketAddr) -> Result<Bound, Error> {
+    pub async fn bind(mut config: Config, addr: SocketAddr) -> Result<Bound, Error> {
+        config.ask_api_servers().await?;
         let account = config.check()?;
         let failed = |source| Error::Listen { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;

@@ -1,6 +1,8 @@
 //! The emulator over real sockets: what AWS would answer, refuse and count.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy sees only the test functions themselves")]
 
+#[path = "emulator/any_role.rs"]
+mod any_role;
 #[path = "emulator/session_claims.rs"]
 mod session_claims;
 
@@ -58,7 +60,7 @@ impl World {
                 access_key_id: USER_KEY.to_owned(),
                 secret_access_key: SecretString::from(USER_SECRET),
             }],
-            faults: Vec::new(),
+            ..Config::default()
         })
         .await;
         let (emulator, url) = serve(bound);
@@ -732,6 +734,7 @@ async fn all_mistakes_of_a_file_are_reported_together() {
         ],
         users: Vec::new(),
         faults: vec![Fault::default()],
+        ..Config::default()
     };
     let mistakes =
         Emulator::bind(config, ([127, 0, 0, 1], 0).into()).await.map(|_| ()).unwrap_err().to_string();

@@ -67,7 +67,7 @@ pub(crate) async fn assume_role_with_web_identity(
     })?;
     let provider = world.account.providers.iter().find(|provider| {
         // The token names its issuer itself; only that issuer's keys can then prove it.
-        provider.url == token.issuer() && provider.accounts.contains(&arn.account)
+        provider.url == token.issuer() && provider.is_of(&arn.account)
     });
     let provider = provider.ok_or_else(|| {
         let message = format!("No OpenIDConnect provider found in your account for {}", token.issuer());
@@ -115,8 +115,8 @@ pub(crate) async fn assume_role_with_web_identity(
         role.trust.allows(action, &request).map_err(|reason| denied(action).because(reason))?;
     }
 
-    let duration = duration(&wanted, role)?;
-    let session = issue(world, role, &wanted.session, source_identity, packed_policy_size, duration);
+    let duration = duration(&wanted, &role)?;
+    let session = issue(world, &role, &wanted.session, source_identity, packed_policy_size, duration);
     Ok(Answer::WebIdentity {
         session,
         provider: provider_arn,
@@ -184,13 +184,13 @@ pub(crate) fn assume_role(
         role.trust.allows(action, &request).map_err(|reason| denied(action).because(reason))?;
     }
 
-    let duration = duration(&wanted, role)?;
+    let duration = duration(&wanted, &role)?;
     if signer.session.is_some() && duration > CHAIN_LIMIT {
         return Err(Refusal::validation(
             "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining",
         ));
     }
-    let session = issue(world, role, &wanted.session, source_identity, packed_policy_size, duration);
+    let session = issue(world, &role, &wanted.session, source_identity, packed_policy_size, duration);
     Ok(Answer::AssumeRole(session))
 }
 

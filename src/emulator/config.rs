@@ -1,5 +1,6 @@
 //! The emulator's file: issuers, roles, users and faults; checked once, all mistakes reported together.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::faults::Fault;
 use super::jwt::Jwks;
 use super::keys::KeySource;
 use super::policy::TrustPolicy;
+use crate::oidc::documents::ApiServer;
 
 /// What AWS allows a role's `MaxSessionDuration` to be.
 const MAX_SESSION: std::ops::RangeInclusive<Duration> =
@@ -25,6 +27,9 @@ pub struct Config {
     pub issuers: Vec<IssuerConfig>,
     /// Roles and who may assume them.
     pub roles: Vec<RoleConfig>,
+    /// Every role that is not in `roles` exists too, and trusts every subject of these issuers and its whole account: for clusters
+    /// on a laptop, where nobody has made the roles. Never where keys are worth something.
+    pub any_role: bool,
     /// IAM users with access keys, for AssumeRole without a token.
     pub users: Vec<UserConfig>,
     /// Faults that are in force from the start.
@@ -37,6 +42,11 @@ pub struct Config {
 pub struct IssuerConfig {
     /// The `iss` of its tokens: `https://…`, exactly.
     pub url: String,
+    /// The API server of `--kubeconfig`, or in a pod the pod's own: it is asked for `url` and for its keys.
+    pub api_server: bool,
+    /// Which kubeconfig that is; set by the command, not in the file.
+    #[serde(skip)]
+    pub kubeconfig: Option<PathBuf>,
     /// The `aud` values that it accepts (IAM calls them client ids). Default: `sts.amazonaws.com`.
     pub audiences: Option<Vec<String>>,
     /// The accounts that have this provider. Default: every account that has a role in the file.
@@ -90,11 +100,17 @@ impl fmt::Display for Mistakes {
 pub(crate) struct Provider {
     pub url: String,
     pub audiences: Vec<String>,
-    pub accounts: Vec<String>,
+    /// None: every account.
+    pub accounts: Option<Vec<String>>,
     pub keys: KeySource,
 }
 
 impl Provider {
+    /// Does this account have the provider?
+    pub(crate) fn is_of(&self, account: &str) -> bool {
+        self.accounts.as_ref().is_none_or(|accounts| accounts.iter().any(|own| own == account))
+    }
+
     /// The URL without its scheme: in the provider's ARN and in condition keys.
     pub(crate) fn name(&self) -> &str {
         issuer_name(&self.url)
@@ -102,7 +118,7 @@ impl Provider {
 }
 
 /// A checked role.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Role {
     pub arn: RoleArn,
     pub max_session: Duration,
@@ -121,6 +137,7 @@ pub(crate) struct User {
 pub(crate) struct Account {
     pub providers: Vec<Provider>,
     pub roles: Vec<Role>,
+    pub any_role: bool,
     pub users: Vec<User>,
     pub faults: Vec<Fault>,
 }
@@ -146,6 +163,17 @@ impl Config {
         Ok(config)
     }
 
+    /// Asks API servers whose issuer is not known yet.
+    pub(crate) async fn ask_api_servers(&mut self) -> Result<(), Mistakes> {
+        for issuer in self.issuers.iter_mut().filter(|issuer| issuer.api_server && issuer.url.is_empty()) {
+            let asked = ApiServer::ask(issuer.kubeconfig.as_deref()).await;
+            let asked = asked
+                .map_err(|err| Mistakes(vec![format!("issuer of the API server: {}", with_cause(&err))]))?;
+            issuer.url = asked.issuer;
+        }
+        Ok(())
+    }
+
     /// Checks everything and reads the files it names.
     pub(crate) fn check(self) -> Result<Account, Mistakes> {
         let mut mistakes = Vec::new();
@@ -166,7 +194,7 @@ impl Config {
         accounts.dedup();
         let mut providers: Vec<Provider> = Vec::new();
         for issuer in self.issuers {
-            match issuer.check(&accounts) {
+            match issuer.check(&accounts, self.any_role) {
                 Ok(provider) if providers.iter().any(|other| other.url == provider.url) => {
                     mistakes.push(format!("issuer {}: there are two of them", provider.url));
                 }
@@ -189,11 +217,14 @@ impl Config {
                 mistakes.push(format!("fault {}: {wrong}", number + 1));
             }
         }
-        if self.roles.is_empty() {
+        if self.any_role && providers.is_empty() {
+            mistakes.push("any_role: there is no issuer, so nobody could assume one".to_owned());
+        }
+        if self.roles.is_empty() && !self.any_role {
             mistakes.push("roles: there is none, so there is nothing to assume".to_owned());
         }
         if mistakes.is_empty() {
-            Ok(Account { providers, roles, users, faults: self.faults })
+            Ok(Account { providers, roles, any_role: self.any_role, users, faults: self.faults })
         } else {
             Err(Mistakes(mistakes))
         }
@@ -201,7 +232,7 @@ impl Config {
 }
 
 impl IssuerConfig {
-    fn check(self, accounts_of_roles: &[String]) -> Result<Provider, Vec<String>> {
+    fn check(self, accounts_of_roles: &[String], any_role: bool) -> Result<Provider, Vec<String>> {
         let url = self.url;
         let mut mistakes = Vec::new();
         if !url.starts_with("https://") || issuer_name(&url).is_empty() || url.contains(['?', '#', ' ']) {
@@ -211,8 +242,8 @@ impl IssuerConfig {
         if audiences.is_empty() {
             mistakes.push("audiences is empty, so no token could be good".to_owned());
         }
-        let accounts = self.accounts.unwrap_or_else(|| accounts_of_roles.to_vec());
-        for account in accounts.iter().filter(|account| !is_account(account)) {
+        let accounts = self.accounts.or_else(|| (!any_role).then(|| accounts_of_roles.to_vec()));
+        for account in accounts.iter().flatten().filter(|account| !is_account(account)) {
             mistakes.push(format!("account {account:?} is not 12 digits (quote it in YAML)"));
         }
         let from_discovery = self.jwks.is_none() && self.jwks_file.is_none();
@@ -222,7 +253,14 @@ impl IssuerConfig {
                     .to_owned(),
             );
         }
+        let elsewhere = !from_discovery || self.discovery_url.is_some() || self.ca_file.is_some();
+        if self.api_server && elsewhere {
+            mistakes.push(
+                "api_server says where its keys are; no jwks, jwks_file, discovery_url or ca_file".to_owned(),
+            );
+        }
         let keys = match (self.jwks, self.jwks_file) {
+            (None, None) if self.api_server => Ok(KeySource::api_server(&url, self.kubeconfig)),
             (Some(_), Some(_)) => Err("jwks and jwks_file exclude each other".to_owned()),
             (Some(jwks), None) => given_keys(&jwks),
             (None, Some(file)) => KeySource::file(file).map_err(|err| with_cause(&err)),
@@ -245,6 +283,35 @@ impl IssuerConfig {
                 Err(mistakes.iter().map(|mistake| format!("issuer {url:?}: {mistake}")).collect())
             }
         }
+    }
+}
+
+impl Role {
+    /// A role that nobody made, of `any_role`: it trusts every subject of `providers`, and its account.
+    fn of_nobody(arn: &RoleArn, providers: &[Provider]) -> Option<Self> {
+        let named = |provider: &Provider| {
+            format!("arn:{}:iam::{}:oidc-provider/{}", arn.partition, arn.account, provider.name())
+        };
+        let own = providers.iter().filter(|provider| provider.is_of(&arn.account));
+        let federated: Vec<String> = own.map(named).collect();
+        let policy = serde_json::json!({"Version": "2012-10-17", "Statement": [{
+            "Effect": "Allow",
+            "Principal": {"Federated": federated, "AWS": format!("arn:{}:iam::{}:root", arn.partition, arn.account)},
+            "Action": "sts:*",
+        }]});
+        let names: Vec<String> = providers.iter().map(|provider| provider.name().to_owned()).collect();
+        let trust = TrustPolicy::parse(&policy, &names).ok()?;
+        Some(Self { arn: arn.clone(), max_session: *MAX_SESSION.end(), trust })
+    }
+}
+
+impl Account {
+    /// The role of that ARN.
+    pub(crate) fn role(&self, arn: &RoleArn) -> Option<Cow<'_, Role>> {
+        let made = self.roles.iter().find(|role| role.arn == *arn).map(Cow::Borrowed);
+        made.or_else(|| {
+            self.any_role.then(|| Role::of_nobody(arn, &self.providers)).flatten().map(Cow::Owned)
+        })
     }
 }
 

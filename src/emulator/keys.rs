@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::jwt::{self, Jwks, Unverified};
+use crate::oidc::documents::{self, ApiServer};
 use crate::oidc::fetch::{self, Fetcher};
 
 /// An unknown key id makes us look again, at most this often: key ids come from whoever calls.
@@ -26,6 +27,8 @@ pub(crate) enum Error {
     FileContent { path: PathBuf },
     #[error(transparent)]
     Fetch(#[from] fetch::Error),
+    #[error(transparent)]
+    ApiServer(#[from] documents::Error),
     #[error("{url}: status {status}")]
     Status { url: String, status: u16 },
     #[error("{url} is for the issuer {found:?}, not {expected:?}")]
@@ -44,6 +47,7 @@ enum Origin {
     Given,
     File(PathBuf),
     Discovery { issuer: String, url: String, fetcher: Box<Fetcher> },
+    ApiServer { issuer: String, kubeconfig: Option<PathBuf> },
 }
 
 #[derive(Default)]
@@ -86,6 +90,12 @@ impl KeySource {
         Ok(Self { origin, known: Mutex::default() })
     }
 
+    /// The API server of `kubeconfig`, or in a pod the pod's own; asked when the first token comes.
+    pub(crate) fn api_server(issuer: &str, kubeconfig: Option<PathBuf>) -> Self {
+        let origin = Origin::ApiServer { issuer: issuer.to_owned(), kubeconfig };
+        Self { origin, known: Mutex::default() }
+    }
+
     /// The claims of `token`, if one of this issuer's keys signed it.
     pub(crate) async fn verify(&self, token: &Unverified<'_>) -> Result<jwt::Claims, Unproved> {
         // Held while fetching, so that a hundred tokens with a new key id cause one look.
@@ -121,6 +131,16 @@ impl KeySource {
         match &self.origin {
             Origin::Given => Ok(None),
             Origin::File(path) => read_file(path).map(Some),
+            Origin::ApiServer { issuer, kubeconfig } => {
+                let asked = ApiServer::ask(kubeconfig.as_deref()).await?;
+                if asked.issuer != *issuer {
+                    let (found, expected) = (asked.issuer, issuer.clone());
+                    return Err(Error::OtherIssuer { url: "the API server".into(), found, expected });
+                }
+                let keys = documents::jwks(&asked.keys).to_string();
+                let content = || Error::Content { url: "the API server".into() };
+                Jwks::parse(keys.as_bytes()).map(Some).map_err(|_| content())
+            }
             Origin::Discovery { issuer, url, fetcher } => {
                 let document: Discovery = serde_json::from_slice(&get(fetcher, url).await?)
                     .map_err(|_| Error::Content { url: url.clone() })?;

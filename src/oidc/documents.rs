@@ -167,7 +167,7 @@ pub enum Error {
 }
 
 /// What an API server says of itself.
-pub(super) struct ApiServer {
+pub(crate) struct ApiServer {
     /// The `iss` of the tokens that it signs.
     pub issuer: String,
     pub jwks_uri: String,
@@ -177,7 +177,7 @@ pub(super) struct ApiServer {
 
 impl ApiServer {
     /// Asks the one of `kubeconfig`, or in a pod the pod's own.
-    pub(super) async fn ask(kubeconfig: Option<&Path>) -> Result<Self, Error> {
+    pub(crate) async fn ask(kubeconfig: Option<&Path>) -> Result<Self, Error> {
         const CONFIGURATION: &str = "/.well-known/openid-configuration";
         const KEYS: &str = "/openid/v1/jwks";
         let client = client::client(&client::config(kubeconfig).await?)?;
