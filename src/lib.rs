@@ -15,7 +15,7 @@
 //! | [`cache`] | a plan | its answer; one flight, renewed ahead of time |
 //! | [`exchange`] | a plan | one flight, from end to end |
 //! | [`cluster`] | a pod | a [`BoundToken`](token::BoundToken): the door to the kube API, and the watches |
-//! | [`sts`] | plan and token | [`Credentials`](credentials::Credentials): the door to STS |
+//! | [`sts`] | plan and token, or the keys of the hop before | [`Credentials`](credentials::Credentials): the door to STS |
 //! | [`server::reply`] | a refusal | status, code, body |
 //!
 //! Around it: [`app`] builds every part; [`config`] has every flag; [`warm`] keeps the plans in step with the pods; [`admin`],
@@ -31,7 +31,8 @@
 //!    in the README.
 //! 2. The secret never expires in the caller's hand while STS is there, and never outlives what STS said: [`cache`] renews at half
 //!    life, by two clocks, and never serves the expired.
-//! 3. One flight: any number of callers cause one TokenRequest and one STS call, also when the first hangs up: [`cache`].
+//! 3. One flight: any number of callers cause one TokenRequest and one STS call per hop, also when the first hangs up:
+//!    [`cache`]. A hop is shared by the plans of one ServiceAccount that stand on it, never by two ServiceAccounts.
 //! 4. A cached answer touches no network and no disk, holds no lock across an await, and builds no JSON:
 //!    [`cache::Served`] has the bytes.
 //! 5. The kube API and STS can be away; a pod that had credentials keeps them until they run out: [`exchange`] shows the last token

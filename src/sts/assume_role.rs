@@ -1,4 +1,7 @@
 //! The hop that is signed: AssumeRole, with the keys of the hop before.
+//!
+//! This node's clock may be wrong by hours, and STS refuses a signature that is more than five minutes off: the SDK signs by the
+//! time that the first hop's answer has told.
 
 use aws_sdk_sts::config::Credentials as Signer;
 use aws_sdk_sts::types::Tag;
@@ -49,3 +52,6 @@ impl StsClient {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
