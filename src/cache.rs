@@ -177,6 +177,15 @@ struct State {
     shown: u64,
 }
 
+/// What becomes of a flight that brought nothing, but may next time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// Callers are held for the whole deadline: an SDK that retries without a pause has its tries used up at once.
+    Held,
+    /// A second hop's flight is told, and tells its own callers.
+    Told,
+}
+
 #[derive(Clone)]
 struct Failure {
     error: Error,
@@ -204,7 +213,7 @@ impl Cache {
         if let Some(served) = entry.serve(plan) {
             return (Lookup::Hit, Ok(served));
         }
-        entry.wait(plan, deadline).await
+        entry.wait(plan, deadline, Trouble::Held).await
     }
 
     /// Starts the first fetch ahead of the first question.
@@ -320,7 +329,12 @@ impl Entry {
     }
 
     /// Waits for a flight to land with something to serve.
-    async fn wait(&self, plan: &Arc<RolePlan>, deadline: Instant) -> (Lookup, Result<Arc<Served>, Error>) {
+    async fn wait(
+        &self,
+        plan: &Arc<RolePlan>,
+        deadline: Instant,
+        trouble: Trouble,
+    ) -> (Lookup, Result<Arc<Served>, Error>) {
         self.adopt(plan);
         let mut landed = self.landed.subscribe();
         if let Some(served) = self.serve(plan) {
@@ -348,10 +362,11 @@ impl Entry {
             }
             let failure = self.lock().failure.clone();
             match failure {
-                Some(failure) if (failure.error.refused() || failure.error.unshown()) && in_time => {
-                    return (lookup, Err(failure.error));
+                Some(Failure { error, .. })
+                    if !in_time || trouble == Trouble::Told || error.refused() || error.unshown() =>
+                {
+                    return (lookup, Err(error));
                 }
-                Some(failure) if !in_time => return (lookup, Err(failure.error)),
                 None if !in_time => return (lookup, Err(Error::NoAnswerYet)),
                 _ => self.asked.notify_one(),
             }
@@ -472,7 +487,7 @@ impl Entry {
         if let Some(served) = self.serve(plan) {
             return Ok(served);
         }
-        let (_, answer) = self.wait(plan, Instant::now() + HOP_BEFORE).await;
+        let (_, answer) = self.wait(plan, Instant::now() + HOP_BEFORE, Trouble::Told).await;
         answer.map_err(|error| {
             let failure = self.lock().failure.clone();
             let until = failure.filter(|_| error.refused()).map(|failure| failure.until);

@@ -313,3 +313,32 @@ async fn a_shown_token_helps_the_second_hop_that_waits_for_it() {
     world.app.cache.token_shown(&world.plan());
     assert_eq!(world.code().await, "ok");
 }
+
+#[tokio::test(start_paused = true)]
+async fn passing_trouble_of_the_first_hop_is_told_for_what_it_is() {
+    let world = chain();
+    world.sts.fail_role(ROLE, Some(sts::Error::Throttled { code: "Throttling".into() }));
+    assert_eq!(world.code().await, "StsThrottled");
+    world.sts.fail_role(ROLE, None);
+    world.cluster.fail(Some(cluster::Error::Away("the test said so".into())));
+    tokio::time::sleep(MINUTE).await;
+    world.app.cache.retain([]);
+    assert_eq!(world.code().await, "KubeUnavailable");
+    let (begun, calls) = (Instant::now(), world.cluster.tokens().len() as u64);
+    while begun.elapsed() < 10 * MINUTE {
+        world.ask().await.1.unwrap_err();
+    }
+    let calls = world.cluster.tokens().len() as u64 - calls;
+    assert!(calls <= 10 * 60 / ASKED_FOR.as_secs() + 4, "two hops ask no more often than one: {calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_pod_forgets_a_refusal_of_the_first_hop() {
+    let world = chain();
+    world.sts.fail_role(ROLE, Some(denied()));
+    assert_eq!(world.code().await, "StsDenied");
+    world.sts.fail_role(ROLE, None);
+    assert_eq!(world.code().await, "StsDenied", "it is remembered");
+    world.app.cache.new_pod(&world.plan());
+    assert_eq!(world.code().await, "ok");
+}
