@@ -317,4 +317,30 @@ left=$(diff <(echo "$before") <(node_state) || true)
 left=$(kubectl get clusterroles,clusterrolebindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings,validatingadmissionpolicies,validatingadmissionpolicybindings,namespaces -o name | grep rolecall || true)
 [[ -z $left ]] || fail "uninstalling leaves: $left"
 step "uninstalled as daemonset/README.md says; the node and the cluster are as before"
+# ---- a local cluster with untouched manifests
+
+# page N: run the commands of a step of docs/local-cluster.md
+page() {
+    local commands
+    commands=$(awk -v heading="## $1" 'index($0, heading) == 1 {on = 1; next} /^## /{on = 0} on && /^    / {print; seen = 1} on && seen && !/^    / {exit}' docs/local-cluster.md)
+    [[ -n $commands ]] || fail "docs/local-cluster.md has no commands under $1"
+    eval "$commands"
+}
+
+page "2. rolecall" >/dev/null
+step "local: installed as docs/local-cluster.md says"
+# The example as it stands, but for the image, and for the name of the Service: this cluster has no DNS.
+sts=http://$(kubectl -n rolecall get service sts -o jsonpath='{.spec.clusterIP}')
+sed -e "s|image: .*|image: $whoami|" -e "s|http://sts.rolecall|$sts|" daemonset/local/example/example.yaml | kubectl apply -f - >/dev/null
+kubectl -n rolecall-local wait --for=condition=complete job/whoami --timeout=60s >/dev/null
+identity='arn:aws:sts::000000000000:assumed-role/whoami/rolecall-local\.whoami'
+expect "local: an application with nothing but the annotation has its role" "$identity" kubectl -n rolecall-local logs job/whoami
+expect "local: it came by instance metadata" '"endpoint":"imds"' kubectl -n rolecall logs -l app.kubernetes.io/name=rolecall -c agent --tail=200
+kubectl kustomize --load-restrictor LoadRestrictionsNone daemonset/local | kubectl delete -f - >/dev/null
+kubectl apply -f daemonset/uninstall/ >/dev/null
+kubectl -n rolecall-uninstall rollout status daemonset/rolecall-uninstall --timeout=60s >/dev/null
+kubectl delete -f daemonset/uninstall/ >/dev/null
+left=$(diff <(echo "$before") <(node_state) || true)
+[[ -z $left ]] || fail "uninstalling the local cluster's leaves: $left"
+step "local: uninstalled; the node is as before"
 echo "e2e ok in $SECONDS s"

@@ -4,6 +4,9 @@
 #[path = "support/apiserver.rs"]
 mod apiserver;
 
+#[path = "manifests/local.rs"]
+mod local;
+
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;

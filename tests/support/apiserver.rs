@@ -66,6 +66,12 @@ impl ApiServer {
             .get_or_init(|| Self::start("1.34", "p", &flags.join(" "), &["1-namespace.yaml", "before-1.36"]))
     }
 
+    /// One more of that version, of a cluster on a laptop: all that it has is what daemonset/local makes.
+    pub(crate) fn local() -> &'static Self {
+        static SHARED: OnceLock<ApiServer> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start("1.34", "l", "", &["local"]))
+    }
+
     /// `flags` are more of the kube-apiserver's; `manifests` are the namespace and the rights, in daemonset/.
     fn start(minor: &str, prefix: &str, flags: &str, manifests: &[&str]) -> Self {
         let name = format!("{prefix}{}", std::process::id());
@@ -74,6 +80,7 @@ impl ApiServer {
         let port = free_port(match prefix {
             "t" => 0,
             "o" => 500,
+            "l" => 1500,
             _ => 1000,
         });
         let cluster = |script: &str| {
@@ -109,7 +116,13 @@ impl ApiServer {
         let server = Self { state, impersonation, in_force: OnceLock::new(), _undertaker: undertaker };
         // What an installation has: the agent's namespace, ServiceAccount and rights, from the files that ship.
         for file in manifests {
-            let file = format!("{}/daemonset/{file}", env!("CARGO_MANIFEST_DIR"));
+            let mut file = format!("{}/daemonset/{file}", env!("CARGO_MANIFEST_DIR"));
+            if Path::new(&file).join("kustomization.yaml").exists() {
+                let rendered =
+                    server.kubectl(&["kustomize", "--load-restrictor=LoadRestrictionsNone", &file]);
+                file = server.state.join("rendered.yaml").to_str().expect("it is a test's own").to_owned();
+                std::fs::write(&file, rendered).expect("the state can be written");
+            }
             server.kubectl(&["apply", "--server-side", "--validate=strict", "-f", &file]);
         }
         server.until_agent_may(&["watch", "serviceaccounts", "-A"]);
