@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use crate::base_credentials::BaseCredentials;
 use crate::cache::Cache;
 use crate::identity::pods::Pods;
 use crate::metrics::Metrics;
@@ -46,14 +47,19 @@ pub struct Status {
     pub pods: Arc<Pods>,
     /// The plans in use.
     pub cache: Arc<Cache>,
+    /// The agent's own credentials, where it needs any.
+    pub base: Option<Arc<BaseCredentials>>,
     /// What the watches say of themselves, written into `metrics` at each scrape.
     pub watches: Box<dyn Fn(&Metrics) + Send + Sync>,
 }
 
 impl Status {
-    /// Ready: the first list of pods is here. The listeners are bound before anything else runs.
-    fn waits_for(&self) -> Option<&'static str> {
-        (!self.pods.synced()).then_some("the kube API's first list of this node's pods")
+    /// Ready: the first list of pods is here, and base credentials, if they are needed. The listeners are bound before anything else runs.
+    fn waits_for(&self) -> Option<String> {
+        if !self.pods.synced() {
+            return Some("the kube API's first list of this node's pods".into());
+        }
+        self.base.as_ref()?.current().err().map(|why| why.to_string())
     }
 
     fn metrics(&self) -> String {

@@ -14,6 +14,7 @@ use tokio::time::{Instant, interval_at};
 
 use crate::admin::{self, Status};
 use crate::audit::Audit;
+use crate::base_credentials::BaseCredentials;
 use crate::broker::Broker;
 use crate::cache::Cache;
 use crate::cluster::watch::WatchHealth;
@@ -102,6 +103,18 @@ impl App {
         Self { imds: Some((listeners, settings)), ..self }
     }
 
+    /// Keeps the agent's own credentials, and lets every plan that waits for others know of them.
+    pub fn keep_base(&self, base: &Arc<BaseCredentials>, tasks: &mut JoinSet<()>) {
+        let (kept, cache, mut changes) = (Arc::clone(base), Arc::clone(&self.cache), base.changes());
+        tasks.spawn(async move { match kept.keep().await {} });
+        tasks.spawn(async move {
+            // The task above holds the other end.
+            while changes.changed().await.is_ok() {
+                cache.base_changed();
+            }
+        });
+    }
+
     /// The path itself, without a listener before it.
     #[cfg(feature = "testing")]
     pub fn broker(&self) -> &Broker {
@@ -178,7 +191,8 @@ pub async fn agent(
         Some(door) => Arc::new(Issued::new(Arc::clone(&api) as _, door.clone())),
         None => Arc::clone(&api) as _,
     };
-    let sts = Arc::new(RegionalSts::default());
+    let base = config.sts_mode.base().map(|source| Arc::new(BaseCredentials::new(source.clone())));
+    let sts = Arc::new(RegionalSts { client: OnceLock::new(), base: base.clone() });
     let mut app = App::new(
         source,
         config.authorization.clone(),
@@ -188,6 +202,9 @@ pub async fn agent(
         metrics,
         lines,
     );
+    if let Some(base) = &base {
+        app.keep_base(base, &mut tasks);
+    }
 
     if let Some((listeners, flags, key)) = imds {
         let facts = Arc::new(ArcSwap::default());
@@ -220,6 +237,7 @@ pub async fn agent(
         metrics: Arc::clone(&app.metrics),
         pods: Arc::clone(&app.pods),
         cache: Arc::clone(&app.cache),
+        base,
         watches: Box::new(move |metrics| {
             for (resource, health) in &watches {
                 metrics.watch(
@@ -304,8 +322,11 @@ fn bind(flag: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
 }
 
 /// STS, once this node's region is known. Until then it is away, which callers wait out.
-#[derive(Default)]
-struct RegionalSts(OnceLock<StsClient>);
+struct RegionalSts {
+    client: OnceLock<StsClient>,
+    /// `--sts-mode=assume-role`
+    base: Option<Arc<BaseCredentials>>,
+}
 
 impl RegionalSts {
     /// The region is `--region`'s, or the node's label's. An STS of one's own needs none.
@@ -320,7 +341,7 @@ impl RegionalSts {
             StsClient::new(&region, config.sts_endpoint_url.as_deref(), config.sts_ca_bundle.as_deref());
         let client = client.map_err(|why| anyhow::anyhow!("--sts-ca-bundle: {why}"))?;
         tracing::info!(region, endpoint = config.sts_endpoint_url, "STS");
-        let _ = self.0.set(client);
+        let _ = self.client.set(client);
         Ok(())
     }
 
@@ -344,12 +365,16 @@ impl RegionalSts {
 }
 
 impl Sts for RegionalSts {
+    fn base(&self) -> Option<&BaseCredentials> {
+        self.base.as_deref()
+    }
+
     fn assume_role_with_web_identity<'a>(
         &'a self,
         plan: &'a RolePlan,
         token: &'a BoundToken,
     ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
-        match self.0.get() {
+        match self.client.get() {
             Some(client) => client.assume_role_with_web_identity(plan, token),
             None => Box::pin(async { Err(no_region()) }),
         }
@@ -360,7 +385,7 @@ impl Sts for RegionalSts {
         plan: &'a RolePlan,
         keys: &'a Keys,
     ) -> BoxFuture<'a, Result<Credentials, sts::Error>> {
-        match self.0.get() {
+        match self.client.get() {
             Some(client) => client.assume_role(plan, keys),
             None => Box::pin(async { Err(no_region()) }),
         }

@@ -248,6 +248,16 @@ impl Cache {
         }
     }
 
+    /// The agent has other credentials of its own: what was refused or missing with those before is asked for again.
+    pub fn base_changed(&self) {
+        for entry in &self.entries {
+            let mut state = entry.lock();
+            if state.failure.is_some() {
+                entry.forget(&mut state);
+            }
+        }
+    }
+
     /// Takes the plans in use now, and the hops that they stand on: drops the others, and tells the rest of a new
     /// `not-before`.
     pub fn retain<'a>(&self, in_use: impl IntoIterator<Item = &'a Arc<RolePlan>>) {
@@ -463,6 +473,9 @@ async fn fly(
     let before = match &plan.by {
         By::WebIdentity { .. } => {
             return exchange.by_token(plan, last_token).await.map_err(|error| (error, None));
+        }
+        By::AssumeRole { with: Base::Agent, .. } => {
+            return exchange.by_agent(plan).await.map_err(|error| (error, None));
         }
         By::AssumeRole { with: Base::Plan(before), .. } => before,
     };

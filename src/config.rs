@@ -4,6 +4,7 @@ mod audience;
 pub mod imds;
 mod issuer;
 mod role_source;
+mod sts_mode;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::sts_mode::StsMode;
 use crate::identity::authorization::{self, Authorization, Required, TokenSource};
 use crate::policy::Policy;
 use crate::role::session_name::Template;
@@ -93,6 +95,10 @@ pub struct Args {
     /// Audience of that token and of the pods' tokens that the issuer is shown.
     #[arg(long, env = "ROLECALL_ISSUER_AUDIENCE", default_value = crate::issuer::AUDIENCE)]
     pub issuer_audience: String,
+    /// How roles are assumed: web-identity (by the pod's ServiceAccount token), or assume-role (by the agent's own base
+    /// credentials, for clusters whose tokens STS cannot check; needs --allow-role).
+    #[arg(long, env = "ROLECALL_STS_MODE", default_value = "web-identity")]
+    pub sts_mode: String,
     /// Audience of the tokens that STS is shown.
     #[arg(long, env = "ROLECALL_AUDIENCE", default_value = AUDIENCE)]
     pub audience: String,
@@ -115,7 +121,8 @@ pub struct Args {
     /// Session name; may also hold {pod}, {node} and {cluster}.
     #[arg(long, env = "ROLECALL_SESSION_NAME", default_value = "{namespace}.{service-account}")]
     pub session_name: String,
-    /// NAMESPACE_GLOB=ARN_GLOB: which namespace may have which role. Repeatable [default: any]
+    /// NAMESPACE_GLOB=ARN_GLOB: which namespace may have which role; `rolecall roles` prints them. Repeatable; required with
+    /// --sts-mode=assume-role [default: any]
     #[arg(long, env = "ROLECALL_ALLOW_ROLE", value_delimiter = ',')]
     pub allow_role: Vec<String>,
     /// Whose annotations name the role: service-account, or pod-annotation (kube2iam's and kiam's, on pods and namespaces;
@@ -192,6 +199,8 @@ pub struct Config {
     pub authorization: Authorization,
     /// `--issuer-url` and its like, with `--token-source=issuer`.
     pub issuer: Option<Door>,
+    /// `--sts-mode`, and for assume-role where the base credentials come from.
+    pub sts_mode: StsMode,
     /// `--region`; without one, the node's label is asked.
     pub region: Option<String>,
     /// `--sts-endpoint-url`
@@ -218,6 +227,7 @@ impl fmt::Display for Config {
             identity,
             authorization,
             issuer,
+            sts_mode,
             region,
             sts_endpoint_url,
             sts_ca_bundle,
@@ -233,6 +243,7 @@ impl fmt::Display for Config {
         write!(f, "require-authorization={:?} ", authorization.required)?;
         write!(f, "authorization-audience={:?} ", authorization.audiences)?;
         write!(f, "token-source={:?} issuer={issuer:?} ", authorization.tokens)?;
+        write!(f, "sts-mode={sts_mode} ")?;
         write!(f, "sts-endpoint-url={sts_endpoint_url:?} sts-ca-bundle={} ", sts_ca_bundle.is_some())?;
         write!(f, "audience={} allow-audience={:?} ", plan.audience, plan.allowed_audiences)?;
         write!(
@@ -284,6 +295,7 @@ impl Config {
             issuer_ca_bundle,
             issuer_token_file,
             issuer_audience,
+            sts_mode,
             audience,
             allow_audience,
             region,
@@ -361,6 +373,16 @@ impl Config {
         let authorization = Authorization { required, audiences: authorization_audience, tokens };
         let flags = imds::Flags { listen: imds_listen, v1: imds_v1, passthrough: imds_passthrough_namespace };
         let imds = imds::check(flags, identity, &authorization, &mut wrong);
+        let sts_mode = sts_mode::Asked {
+            mode: &sts_mode,
+            token_source: &token_source,
+            audience: &audience,
+            allow_audience: &allow_audience,
+            allow_role: &allow_role,
+            session_name: &session_name,
+        };
+        let ours = [&addresses[..], imds.as_ref().map_or(&[], |imds| &imds.listen)].concat();
+        let sts_mode = sts_mode.check(&variable, &ours, &mut wrong);
         for (flag, values) in [
             ("audience", std::slice::from_ref(&audience)),
             ("allow-audience", &allow_audience),
@@ -432,6 +454,7 @@ impl Config {
             namespace_restriction_format,
         };
         let source = written.check(policy.as_ref().ok(), &mut wrong);
+        let by_agent = sts_mode.base().is_some();
         let (Ok(session_name), Ok(policy), true) = (session_name, policy, mistakes.is_empty()) else {
             return Err(Mistakes(mistakes));
         };
@@ -444,6 +467,7 @@ impl Config {
             identity,
             authorization,
             issuer,
+            sts_mode,
             impersonate_node,
             kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
             region,
@@ -457,6 +481,7 @@ impl Config {
                 session_duration,
                 session_name,
                 policy,
+                by_agent,
             },
         })
     }

@@ -28,6 +28,7 @@ pub struct Credentials {
 }
 
 /// What signs a call of STS.
+#[derive(Clone)]
 pub struct Keys {
     /// `AccessKeyId`
     pub access_key_id: String,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use crate::base_credentials;
 use crate::cluster::{self, Cluster};
 use crate::credentials::{Credentials, Keys, LEAST_LEFT};
 use crate::identity::pods::{Pod, Pods};
@@ -36,6 +37,9 @@ pub enum Error {
         /// What the kube API said.
         source: cluster::Error,
     },
+    /// `--sts-mode=assume-role`, and the agent has nothing to sign with.
+    #[error(transparent)]
+    Base(#[from] base_credentials::Error),
     /// No credentials from STS.
     #[error(transparent)]
     Sts(#[from] sts::Error),
@@ -45,7 +49,7 @@ impl Error {
     /// The fixed word of the README's table of answers.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NoAnswerYet => "StsUnavailable",
+            Self::NoAnswerYet | Self::Base(_) => "StsUnavailable",
             Self::NoPod(_) => "PodNotKnownYet",
             Self::Token { source: cluster::Error::NotShown(_), .. } => "AuthorizationRequired",
             Self::Token { .. } => "KubeUnavailable",
@@ -146,6 +150,19 @@ impl Exchange {
         let credentials = self.judge(plan, asked, answer)?;
         let issued = before.issued.min(asked_wall);
         Ok(Fetched { credentials, token_id: before.token_id.cloned(), asked, asked_wall, issued })
+    }
+
+    /// Credentials for a plan that the agent's own ones sign for. No token is asked for: who the pod is, its connection has shown.
+    ///
+    /// # Errors
+    /// [`Error::Base`], or STS's.
+    pub async fn by_agent(&self, plan: &RolePlan) -> Result<Fetched, Error> {
+        let base = self.sts.base().expect("without base credentials no plan stands on them");
+        let base = base.current().inspect_err(|err| {
+            tracing::warn!(service_account = %plan.account, role.arn = %plan.role, error = %err, "no base credentials");
+        })?;
+        // Whoever revokes by `not-before` means what was made for the ServiceAccount, not the agent's own.
+        self.by_keys(plan, Before { keys: &base.keys, token_id: None, issued: time::now() }).await
     }
 
     /// Counts STS's answer, and takes it if it is of use.

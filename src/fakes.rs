@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::app::App;
+use crate::base_credentials::BaseCredentials;
 use crate::broker::{self, Trail};
 use crate::cache::Served;
 use crate::cluster::{self, Cluster, Reviewed, Verdict};
@@ -194,6 +195,7 @@ pub struct FakeSts {
     failing_roles: Mutex<BTreeMap<String, sts::Error>>,
     calls: AtomicU64,
     asked: Mutex<Vec<Asked>>,
+    base: Option<Arc<BaseCredentials>>,
 }
 
 /// One call of STS.
@@ -221,6 +223,7 @@ impl Default for FakeSts {
             failing_roles: Mutex::default(),
             calls: AtomicU64::new(0),
             asked: Mutex::default(),
+            base: None,
         }
     }
 }
@@ -312,6 +315,10 @@ impl FakeSts {
 }
 
 impl Sts for FakeSts {
+    fn base(&self) -> Option<&BaseCredentials> {
+        self.base.as_deref()
+    }
+
     fn assume_role_with_web_identity<'a>(
         &'a self,
         plan: &'a RolePlan,
@@ -396,13 +403,30 @@ impl World {
         authorization: Authorization,
         out: impl std::io::Write + Send + 'static,
     ) -> Self {
-        let (cluster, sts) = (Arc::new(FakeCluster::default()), Arc::new(FakeSts::default()));
+        Self::between(FakeSts::default(), source, authorization, Defaults::of_node("node-1"), out)
+    }
+
+    /// `--sts-mode=assume-role`, with `base`.
+    pub fn by_agent(base: &Arc<BaseCredentials>) -> Self {
+        let plan = Defaults { by_agent: true, ..Defaults::of_node("node-1") };
+        let sts = FakeSts { base: Some(Arc::clone(base)), ..FakeSts::default() };
+        Self::between(sts, Source::Address, Authorization::default(), plan, std::io::sink())
+    }
+
+    fn between(
+        sts: FakeSts,
+        source: Source,
+        authorization: Authorization,
+        plan: Defaults,
+        out: impl std::io::Write + Send + 'static,
+    ) -> Self {
+        let (cluster, sts) = (Arc::new(FakeCluster::default()), Arc::new(sts));
         let metrics = Arc::new(Metrics::new());
         let lines = Lines::start(out, metrics.dropped_lines.clone()).expect("a thread can be started");
         let app = App::new(
             source,
             authorization,
-            Defaults::of_node("node-1"),
+            plan,
             Arc::clone(&cluster) as _,
             Arc::clone(&sts) as _,
             metrics,

@@ -1,7 +1,8 @@
 //! What the agent's process gives up before its first thread: core dumps, ptrace, new privileges, and all files but a few.
 //!
 //! Before the first thread, because Landlock binds the thread that asks for it and those that come of it. What a thief of the process finds
-//! then is what the agent itself needs: no kubeconfig of somebody else's, no program to run, no file to leave behind.
+//! then is what the agent itself needs: no kubeconfig of somebody else's, no program to run but the `credential_process`
+//! that it was told to, no file to leave behind.
 
 use std::fmt;
 use std::io;
@@ -57,14 +58,15 @@ pub fn process() -> Result<(), Error> {
     prctl::set_no_new_privs().map_err(refused)
 }
 
-/// Closes all files to the calling thread, and to those that it starts, but what an agent of this configuration reads; nothing can be written
-/// or run. Sockets and signals are as they were.
+/// Closes all files to the calling thread, and to those that it starts, but what an agent of this configuration reads, and the
+/// `credential_process` that it runs; nothing can be written. Sockets and signals are as they were.
 ///
 /// # Errors
 /// `Error::Landlock`. A kernel without Landlock is no error.
 #[cfg(target_os = "linux")]
 pub fn files(config: &Config) -> Result<FileSystem, Error> {
-    linux::close_files(linux::readable(config), Some(&config.local_socket)).map_err(Error::Landlock)
+    linux::close_files(linux::readable(config), linux::executable(config), Some(&config.local_socket))
+        .map_err(Error::Landlock)
 }
 
 /// As [`files`], for a process that reads `paths`, what a connection to the API server of `kube` takes, and nothing else.
@@ -73,7 +75,8 @@ pub fn files(config: &Config) -> Result<FileSystem, Error> {
 /// `Error::Landlock`. A kernel without Landlock is no error.
 #[cfg(target_os = "linux")]
 pub fn files_but(kube: &Kube, paths: Vec<PathBuf>) -> Result<FileSystem, Error> {
-    linux::close_files([linux::for_the_api_server(kube), paths].concat(), None).map_err(Error::Landlock)
+    let paths = [linux::for_the_api_server(kube), paths].concat();
+    linux::close_files(paths, Vec::new(), None).map_err(Error::Landlock)
 }
 
 /// Elsewhere the agent only builds; it runs on Linux nodes.
@@ -106,7 +109,9 @@ pub fn files_but(_: &Kube, _: Vec<PathBuf>) -> Result<FileSystem, Error> {
 #[cfg(target_os = "linux")]
 mod linux {
     use std::env;
+    use std::ffi::OsStr;
     use std::fs;
+    use std::os::unix::ffi::OsStrExt;
     use std::path::{Path, PathBuf};
 
     use landlock::{
@@ -115,6 +120,7 @@ mod linux {
     };
 
     use super::FileSystem;
+    use crate::base_credentials::Source;
     use crate::cluster::client;
     use crate::config::{Config, Identity, Kube};
 
@@ -150,9 +156,14 @@ mod linux {
     /// The same, by choice of whoever starts us; the second can be a list.
     const ROOTS_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
-    /// Opens `paths` for reading, and the directory of `socket` for making it; closes the rest.
+    /// A script, its interpreter, and that one's loader.
+    const INTERPRETERS: usize = 3;
+    const PT_INTERP: usize = 3;
+
+    /// Opens `paths` for reading, `programs` for running, and the directory of `socket` for making it; closes the rest.
     pub(super) fn close_files(
         paths: Vec<PathBuf>,
+        programs: Vec<PathBuf>,
         socket: Option<&Path>,
     ) -> Result<FileSystem, RulesetError> {
         let status = Ruleset::default()
@@ -162,6 +173,7 @@ mod linux {
             .create()?
             // A path that is not there needs no rule: nothing can be made there either.
             .add_rules(path_beneath_rules(paths, read()))?
+            .add_rules(path_beneath_rules(programs, AccessFs::Execute | AccessFs::ReadFile))?
             // The socket of the last agent is taken away, ours is made.
             .add_rules(path_beneath_rules(
                 socket.map(directory_of),
@@ -187,6 +199,8 @@ mod linux {
         // Renewed in the same way.
         let issuer = config.issuer.iter().flat_map(|door| door.ca_bundle.iter().chain([&door.token_file]));
         paths.extend(issuer.map(|path| directory_of(path)));
+        let base = config.sts_mode.base().map(Source::files).unwrap_or_default();
+        paths.extend(base.iter().map(|path| directory_of(path)));
         if config.identity == Identity::Kernel {
             // cgroup and net/ of every process; the kernel keeps environ, maps and the like of others from us (ptrace).
             paths.push("/proc".into());
@@ -207,6 +221,43 @@ mod linux {
         // Tokens and certificates are renewed by putting another file in their place: a rule for the file would be one for the old one.
         paths.extend(client::files(kube).iter().map(|path| directory_of(path)));
         paths
+    }
+
+    /// `credential_process`, where that is where base credentials come from, and what the kernel runs it by. It and all that it starts is
+    /// closed in as we are.
+    pub(super) fn executable(config: &Config) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        let mut next = config.sts_mode.base().and_then(Source::program);
+        while let Some(path) = next.take_if(|_| paths.len() < INTERPRETERS) {
+            next = fs::read(&path).ok().and_then(|program| interpreter(&program));
+            paths.push(path);
+        }
+        paths
+    }
+
+    /// The dynamic loader of an ELF program, or what a script's first line names.
+    /// <https://man7.org/linux/man-pages/man5/elf.5.html>
+    fn interpreter(program: &[u8]) -> Option<PathBuf> {
+        let path =
+            |bytes: &[u8]| Some(PathBuf::from(OsStr::from_bytes(bytes))).filter(|path| path.is_absolute());
+        if let Some(line) = program.strip_prefix(b"#!") {
+            let line = line.split(|byte| *byte == b'\n').next()?;
+            return path(line.split(|byte| b" \t".contains(byte)).find(|word| !word.is_empty())?);
+        }
+        let at = |at: usize, length: usize| program.get(at..at.checked_add(length)?);
+        let number = |place: usize, length: usize| {
+            // 64 bits, little-endian: both architectures that we are built for.
+            let bytes = at(place, length)?.iter().rev();
+            usize::try_from(bytes.fold(0, |number, byte| number << 8 | u64::from(*byte))).ok()
+        };
+        if at(0, 6)? != b"\x7fELF\x02\x01" {
+            return None;
+        }
+        let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        let header = |index: usize| table.checked_add(index.checked_mul(size)?);
+        let interp = (0..count).filter_map(header).find(|header| number(*header, 4) == Some(PT_INTERP))?;
+        let name = at(number(interp.checked_add(8)?, 8)?, number(interp.checked_add(32)?, 8)?)?;
+        path(name.split(|byte| *byte == 0).next()?)
     }
 
     fn directory_of(path: &Path) -> PathBuf {

@@ -19,7 +19,8 @@
 //! | [`server::reply`] | a refusal | status, code, body |
 //!
 //! Around it: [`app`] builds every part; [`config`] has every flag; [`warm`] keeps the plans in step with the pods; [`admin`],
-//! [`audit`], [`metrics`] and [`telemetry`] are for the operator; [`shutdown`] drains; [`harden`] gives up what the process does
+//! [`audit`], [`metrics`] and [`telemetry`] are for the operator; [`base_credentials`] are the agent's own, where it has any;
+//! [`shutdown`] drains; [`harden`] gives up what the process does
 //! not need; [`time`] and [`sys`] are the clock and the only `unsafe`. Beside it: [`dev`] runs the same path on loopback, [`emulator`] is
 //! the STS that it talks to, [`oidc`] makes what an issuer publishes and what IAM must know of it, `net` gives a node its
 //! addresses, and `fakes` are the two doors in memory (feature `testing`).
@@ -47,6 +48,7 @@
 pub mod admin;
 pub mod app;
 pub mod audit;
+pub mod base_credentials;
 pub mod broker;
 pub mod cache;
 pub mod cluster;

@@ -130,6 +130,8 @@ pub struct Defaults {
     pub session_name: Template,
     /// `--allow-role`
     pub policy: Policy,
+    /// `--sts-mode=assume-role`: the agent's own credentials make the first hop.
+    pub by_agent: bool,
 }
 
 impl Defaults {
@@ -143,6 +145,7 @@ impl Defaults {
             session_name: Template::parse("{namespace}.{service-account}", node, "")
                 .expect("the template is a constant"),
             policy: Policy::default(),
+            by_agent: false,
         }
     }
 }

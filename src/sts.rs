@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use crate::base_credentials::BaseCredentials;
 use crate::credentials::{Credentials, Keys};
 use crate::role::{Base, By, Operation, RolePlan};
 use crate::token::BoundToken;
@@ -97,9 +98,16 @@ impl Error {
                     By::AssumeRole { with: Base::Plan(before), .. } => {
                         format!("{} to {}", plan.role, before.role)
                     }
+                    By::AssumeRole { with: Base::Agent, .. } => {
+                        format!("{} to the agent's base credentials", plan.role)
+                    }
                 },
                 code: code.into(),
-                fix: likely_fix(plan.by.operation(), code, message),
+                fix: match &plan.by {
+                    By::AssumeRole { with: Base::Agent, .. } => likely_fix_of_base(code),
+                    By::AssumeRole { .. } | By::WebIdentity { .. } => None,
+                }
+                .unwrap_or_else(|| likely_fix(plan.by.operation(), code, message)),
             },
         }
     }
@@ -161,6 +169,19 @@ fn likely_fix(operation: Operation, code: &str, message: &str) -> &'static str {
     }
 }
 
+/// The same where it was the agent's own keys that STS did not like.
+fn likely_fix_of_base(code: &str) -> Option<&'static str> {
+    match code {
+        code if SPENT.contains(&code) => Some(
+            "STS does not know the agent's base credentials, or no longer: its log says where they come from",
+        ),
+        "SignatureDoesNotMatch" | "InvalidSignatureException" | "RequestExpired" => Some(
+            "Check the secret key of the agent's base credentials, the clock of this node, and that --region is the one that this STS signs for",
+        ),
+        _ => None,
+    }
+}
+
 /// The door to STS.
 pub trait Sts: Send + Sync + 'static {
     /// AssumeRoleWithWebIdentity: one attempt, bounded in time; retrying is the plan's business.
@@ -169,6 +190,11 @@ pub trait Sts: Send + Sync + 'static {
         plan: &'a RolePlan,
         token: &'a BoundToken,
     ) -> BoxFuture<'a, Result<Credentials, Error>>;
+
+    /// What the agent itself signs with, where `--sts-mode` says so.
+    fn base(&self) -> Option<&BaseCredentials> {
+        None
+    }
 
     /// AssumeRole, signed with `keys`: one attempt as well.
     fn assume_role<'a>(

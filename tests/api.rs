@@ -134,6 +134,7 @@ impl World {
             session_duration: HOUR,
             session_name: Template::parse("{namespace}.{service-account}", &self.node, "").unwrap(),
             policy: Policy::default(),
+            by_agent: false,
         }));
         let (pods_health, accounts_health) = (Arc::default(), Arc::default());
         let mut tasks = JoinSet::new();

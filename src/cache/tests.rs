@@ -405,4 +405,5 @@ async fn a_token_that_is_shown_while_a_flight_looks_for_one_is_found_by_the_next
     assert_eq!(world.cluster.tokens().len(), 2);
 }
 
+mod by_agent;
 mod chain;

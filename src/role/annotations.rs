@@ -147,7 +147,6 @@ impl Asked<'_> {
             }
         }
 
-        let by = self.web_identity()?;
         let last = Session {
             role: second.clone().unwrap_or_else(|| first.clone()),
             name: self.template(SESSION_NAME)?.unwrap_or_else(|| self.defaults.session_name.clone()),
@@ -156,6 +155,10 @@ impl Asked<'_> {
             not_before: self.not_before()?,
         };
         let plan = |session, by| RolePlan::new(self.account, self.account_uid, session, by);
+        if self.defaults.by_agent {
+            return self.by_agent(first, second, last);
+        }
+        let by = self.web_identity()?;
         if second.is_none() {
             if let Some((annotation, _)) = OF_THE_SECOND_HOP.into_iter().find_map(|name| self.setting(name)) {
                 let hop =
@@ -171,10 +174,40 @@ impl Asked<'_> {
             Session { role: first, duration: FIRST_HOP_LIFE, policy_arns: Vec::new(), ..last.clone() },
             by,
         );
-        let with = Base::Plan(Arc::new(first));
+        Ok(plan(last, self.assume_role(Base::Plan(Arc::new(first)))?))
+    }
+
+    /// `--sts-mode=assume-role`: the agent's own credentials before the first role. What AssumeRole takes belongs to the last one,
+    /// as with web identity, so that an annotation means the same in both modes.
+    fn by_agent(&self, first: RoleArn, second: Option<RoleArn>, last: Session) -> Result<RolePlan, Error> {
+        if let Some((annotation, _)) = self.setting(SESSION_NAME) {
+            // Trust policies and CloudTrail can tell the agent's callers by this name alone.
+            let reason =
+                "with --sts-mode=assume-role only the agent's --session-name may say who it is; take it away";
+            return Err(self.invalid(annotation, reason.into()));
+        }
+        let plan = |session, by| RolePlan::new(self.account, self.account_uid, session, by);
+        let with = match second {
+            None => Base::Agent,
+            Some(_) => {
+                let before = Session {
+                    role: first,
+                    duration: FIRST_HOP_LIFE,
+                    policy_arns: Vec::new(),
+                    ..last.clone()
+                };
+                let (external_id, tags, source_identity) = Default::default();
+                let by = By::AssumeRole { with: Base::Agent, external_id, tags, source_identity };
+                Base::Plan(Arc::new(plan(before, by)))
+            }
+        };
+        Ok(plan(last, self.assume_role(with)?))
+    }
+
+    fn assume_role(&self, with: Base) -> Result<By, Error> {
         let (external_id, tags, source_identity) =
             (self.external_id()?, self.tags()?, self.source_identity()?);
-        Ok(plan(last, By::AssumeRole { with, external_id, tags, source_identity }))
+        Ok(By::AssumeRole { with, external_id, tags, source_identity })
     }
 
     /// An annotation that holds for all roles.

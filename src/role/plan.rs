@@ -88,6 +88,8 @@ pub enum By {
 pub enum Base {
     /// The session of the hop before, which is cached on its own.
     Plan(Arc<RolePlan>),
+    /// The agent's own: `--sts-mode=assume-role`, and the first hop.
+    Agent,
 }
 
 /// What one hop asks for, whatever it shows for it.
@@ -138,7 +140,7 @@ impl RolePlan {
     pub fn before(&self) -> Option<&Arc<RolePlan>> {
         match &self.by {
             By::AssumeRole { with: Base::Plan(before), .. } => Some(before),
-            By::WebIdentity { .. } => None,
+            By::AssumeRole { with: Base::Agent, .. } | By::WebIdentity { .. } => None,
         }
     }
 
@@ -174,6 +176,7 @@ impl RolePlan {
         if let By::AssumeRole { with, tags, source_identity, .. } = &mut plan.by {
             match with {
                 Base::Plan(before) => *before = before.for_pod(pod),
+                Base::Agent => {}
             }
             tags.iter_mut().for_each(|tag| tag.fill(pod));
             if let Some(source_identity) = source_identity {
@@ -225,6 +228,8 @@ impl RolePlan {
                         field(b"plan");
                         field(&before.key.0);
                     }
+                    // Whichever they are: they are not the caller's, and he gets the same with others.
+                    Base::Agent => field(b"agent"),
                 }
                 for text in [external_id.as_deref(), source_identity.as_ref().map(Name::as_str)] {
                     field(&[u8::from(text.is_some())]);
@@ -256,7 +261,8 @@ impl By {
     /// Is it made with a role's session? Then STS makes sessions of an hour at most.
     fn is_chained(&self) -> bool {
         match self {
-            Self::WebIdentity { .. } => false,
+            // Base credentials may be a session too; only the agent that has them knows.
+            Self::WebIdentity { .. } | Self::AssumeRole { with: Base::Agent, .. } => false,
             Self::AssumeRole { with: Base::Plan(_), .. } => true,
         }
     }
@@ -264,8 +270,8 @@ impl By {
     fn is_the_pods(&self) -> bool {
         match self {
             Self::WebIdentity { .. } => false,
-            Self::AssumeRole { with: Base::Plan(before), tags, source_identity, .. } => {
-                before.per_pod
+            Self::AssumeRole { with, tags, source_identity, .. } => {
+                matches!(with, Base::Plan(before) if before.per_pod)
                     || tags.iter().any(Tag::is_the_pods)
                     || source_identity.as_ref().is_some_and(Name::is_the_pods)
             }

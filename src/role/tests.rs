@@ -558,3 +558,6 @@ fn a_roles_name_fits_into_both_annotations_and_a_path() {
         assert!(RoleName::parse(bad).is_none(), "{bad}");
     }
 }
+
+#[path = "tests/by_agent.rs"]
+mod by_agent;

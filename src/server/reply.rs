@@ -174,6 +174,7 @@ impl Refusal {
                     exchange::Error::NoAnswerYet
                     | exchange::Error::NoPod(_)
                     | exchange::Error::Token { .. }
+                    | exchange::Error::Base(_)
                     | exchange::Error::Sts(sts::Error::Throttled { .. } | sts::Error::Away(_)) => {
                         StatusCode::SERVICE_UNAVAILABLE
                     }
@@ -203,6 +204,9 @@ impl Refusal {
                 )
                 .into(),
             },
+            Self::Broker(broker::Error::Exchange(exchange::Error::Base(_))) => {
+                "the agent has no credentials of its own to assume roles with: its log says why".into()
+            }
             Self::Broker(broker::Error::Exchange(exchange::Error::Sts(sts::Error::Away(_)))) => {
                 "STS does not answer; ask again".into()
             }

@@ -15,7 +15,7 @@ use rolecall::harden::{self, FileSystem};
 use crate::netns::{self, AGENT_USER};
 use crate::{Hardened, net};
 
-fn config(args: &[&str]) -> Config {
+fn config(args: &[&str], variables: &[(&str, &str)]) -> Config {
     #[derive(clap::Parser)]
     struct Cli {
         #[command(flatten)]
@@ -23,12 +23,19 @@ fn config(args: &[&str]) -> Config {
     }
     let args = ["rolecall", "--node-name", "n"].iter().chain(args);
     let parsed = <Cli as clap::Parser>::try_parse_from(args).unwrap();
-    Config::from_args(parsed.args, |_| None).unwrap()
+    let variable =
+        |name: &str| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
+    Config::from_args(parsed.args, variable).unwrap()
 }
 
 /// Runs `work` on a thread to which all is closed but what an agent of this configuration needs.
 fn closed(test: &str, args: &[&str], work: impl FnOnce() + Send) {
-    let config = config(args);
+    closed_with(test, args, &[], work);
+}
+
+/// The same, where the agent's environment has these variables.
+fn closed_with(test: &str, args: &[&str], variables: &[(&str, &str)], work: impl FnOnce() + Send) {
+    let config = config(args, variables);
     thread::scope(|scope| {
         let thread = scope.spawn(|| match harden::files(&config).unwrap() {
             FileSystem::Open => netns::skipped(test, "this kernel has no Landlock"),
@@ -116,6 +123,52 @@ fn the_agents_work_is_still_possible() {
     });
     closed("no_processes", &[&args[..], &["--identity", "ip"]].concat(), || {
         assert!(refused(fs::read("/proc/1/cgroup")), "--identity=ip asks nobody's")
+    });
+}
+
+#[test]
+fn of_all_programs_the_credential_process_runs_and_it_is_closed_in_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let document = r#"{"Version": 1, "AccessKeyId": "AKIA1", "SecretAccessKey": "x"}"#;
+    for (directory, file) in [("config", "config/config"), ("keys", "keys/key"), ("other", "other/key")] {
+        fs::create_dir(at(directory)).unwrap();
+        fs::write(at(file), document).unwrap();
+    }
+    let configure = |command: &str| {
+        fs::write(at("config/config"), format!("[default]\ncredential_process = {command}\n")).unwrap();
+    };
+    configure(&format!("/bin/cat {}", at("keys/key")));
+    let args = ["--sts-mode=assume-role", "--allow-role=*=*"];
+    let variables = [("AWS_CONFIG_FILE", &*at("config/config"))];
+    let source = config(&args, &variables).sts_mode.base().unwrap().clone();
+    closed_with("credential_process", &args, &variables, || {
+        let (sender, brought) = std::sync::mpsc::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let base = Arc::new(rolecall::base_credentials::BaseCredentials::new(source.clone()));
+        runtime.block_on(async {
+            let mut changes = base.changes();
+            let keeper = tokio::spawn({
+                let base = Arc::clone(&base);
+                async move { base.keep().await }
+            });
+            changes.changed().await.unwrap();
+            keeper.abort();
+            sender.send(base.current().unwrap().keys.access_key_id.clone()).unwrap();
+        });
+        assert_eq!(brought.recv().unwrap(), "AKIA1");
+        let runs = |program: &str, file: &str| {
+            // What it is not given is piped: /dev/null is closed, too.
+            let piped = std::process::Stdio::piped;
+            let mut command = Command::new(program);
+            command.arg(file).stdin(piped()).stdout(piped()).stderr(piped());
+            command.spawn().and_then(|child| child.wait_with_output())
+        };
+        assert!(runs("/bin/cat", &at("keys/key")).unwrap().status.success());
+        let elsewhere = runs("/bin/cat", &at("other/key")).unwrap();
+        assert!(!elsewhere.status.success() && elsewhere.stdout.is_empty(), "{elsewhere:?}");
+        assert!(refused(runs("/bin/ls", "/")));
+        assert!(refused(fs::read(at("other/key"))));
     });
 }
 
