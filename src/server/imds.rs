@@ -305,7 +305,10 @@ impl Endpoint {
             None => Presented::Nothing,
         };
         let planned = self.broker.planned(caller, &presented, deadline, trail).await;
-        let Err(broker::Error::Role(role::Error::NoRole { .. })) = planned else { return None };
+        let Err(broker::Error::Role(role::Error::NoRole { .. } | role::Error::NoPodRole { .. })) = planned
+        else {
+            return None;
+        };
         let attested = trail.attested.as_ref()?;
         if !passthrough.is_for(attested) {
             return None;
