@@ -6,26 +6,33 @@ use std::sync::Arc;
 
 use clap::Parser;
 use rolecall::config::{Args, Config};
-use rolecall::identity::pods::ServiceAccountName;
-use rolecall::role::{RoleName, RolePlan, Roles};
+use rolecall::fakes;
+use rolecall::identity::pods::{Pod, ServiceAccountName};
+use rolecall::role::pod_annotation::Asked;
+use rolecall::role::{RoleName, RolePlan};
+use rolecall::service_accounts::ServiceAccounts;
 
 const PAGE: &str = include_str!("../docs/combinations.md");
 const README: &str = include_str!("../README.md");
 
-/// Flags and annotations, as a cell names them.
+/// Flags, variables and annotations, as a cell names them.
 #[derive(Clone, Default)]
 struct Settings {
     flags: BTreeMap<String, String>,
+    /// Of the agent's environment.
+    variables: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
 }
 
 impl Settings {
-    /// `--flag value` or `annotation: value`, each in backticks.
+    /// `--flag value`, `--flag`, `VARIABLE=value` or `annotation: value`, each in backticks.
     fn read(cell: &str) -> Self {
         let mut settings = Self::default();
         for item in cell.split('`').skip(1).step_by(2) {
             let (map, parted) = if item.starts_with("--") {
-                (&mut settings.flags, item.split_once(' '))
+                (&mut settings.flags, item.split_once(' ').or(Some((item, ""))))
+            } else if item.starts_with("AWS_") {
+                (&mut settings.variables, item.split_once('='))
             } else {
                 (&mut settings.annotations, item.split_once(": "))
             };
@@ -38,6 +45,7 @@ impl Settings {
     /// What is in `added` wins.
     fn with(mut self, added: &Self) -> Self {
         self.flags.extend(added.flags.clone());
+        self.variables.extend(added.variables.clone());
         self.annotations.extend(added.annotations.clone());
         self
     }
@@ -64,25 +72,33 @@ impl Way {
             #[command(flatten)]
             args: Args,
         }
-        let Settings { flags, annotations } = self.settings.clone().with(added);
+        let Settings { flags, variables, annotations } = self.settings.clone().with(added);
         let no_start = |message: String| ("start".to_owned(), message);
-        let flags = flags.iter().flat_map(|(flag, value)| [&**flag, value]);
+        let flags = flags.iter().flat_map(|(flag, value)| [&**flag, value]).filter(|word| !word.is_empty());
         let words = ["rolecall", "--node-name", "node-1"].into_iter().chain(flags);
         let agent = Agent::try_parse_from(words).map_err(|error| no_start(error.to_string()))?;
-        let config = Config::from_args(agent.args, |_| None);
+        let config = Config::from_args(agent.args, |name| variables.get(name).cloned());
         let config = config.map_err(|mistakes| no_start(mistakes.to_string()))?;
         config.check_audiences(&Default::default()).map_err(|mistakes| no_start(mistakes.to_string()))?;
+
+        // kube2iam's and kiam's annotations are the pod's and the namespace's; what is read of which, their names say.
+        let mut asked = Asked::default();
+        annotations.iter().for_each(|(name, value)| asked.take(name, value));
+        let asked = (!asked.is_empty()).then(|| Arc::new(asked));
         let account = ServiceAccountName { namespace: "shop".into(), name: "web".into() };
-        let roles = Roles::from_annotations(&account, "uid", &annotations, &config.plan);
-        roles.plan(&account, self.name.as_ref()).map_err(|error| (error.code().to_owned(), error.to_string()))
+        let pod = Pod { asked, service_account: account.clone(), ..fakes::pod("web-1", "10.0.0.7") };
+        let accounts = ServiceAccounts::new(config.plan);
+        accounts.apply(&account, "uid", &annotations);
+        accounts.apply_namespace(&account.namespace, &annotations);
+        let plan = accounts.plan_of(&pod, self.name.as_ref()).expect("all has been shown");
+        plan.map_err(|error| (error.code().to_owned(), error.to_string()))
     }
 }
 
-/// The cells of the table under a heading; its first row names the columns.
-fn table(heading: &str) -> Vec<Vec<String>> {
-    let section = PAGE.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no {heading}")).1;
-    let section = section.split("\n## ").next().unwrap();
-    let lines = section.lines().filter(|line| line.starts_with('|') && !line.starts_with("|---"));
+/// The cells of the table whose first row begins with that cell, which names the columns.
+fn table(first: &str) -> Vec<Vec<String>> {
+    let lines = PAGE.lines().skip_while(|line| !line.starts_with(&format!("| {first} |")));
+    let lines = lines.take_while(|line| line.starts_with('|')).filter(|line| !line.starts_with("|---"));
     lines
         .map(|line| {
             let cells =
@@ -106,18 +122,22 @@ fn says(text: &str, message: &str) -> bool {
 
 #[test]
 fn every_cell_of_the_page_is_what_the_agent_does() {
-    let ways = table("Ways").into_iter().skip(1);
+    let ways = table("way").into_iter().skip(1);
     let ways: BTreeMap<String, Way> = ways.map(|row| (row[0].clone(), Way::read(&row))).collect();
-    let refusals: BTreeMap<String, (String, String)> = table("Refusals")
+    let refusals: BTreeMap<String, (String, String)> = table("refusal")
         .into_iter()
         .skip(1)
         .map(|row| (row[0].clone(), (row[1].replace('`', ""), row[2].trim_matches('`').to_owned())))
         .collect();
     let (mut used, mut wrong) = (BTreeSet::new(), Vec::new());
-    let combinations = table("Combinations");
-    let (columns, rows) = combinations.split_first().unwrap();
+    let mut combinations = table("added");
+    let columns = combinations.remove(0);
     assert_eq!(columns[1..].iter().collect::<BTreeSet<_>>(), ways.keys().collect(), "a column for each way");
-    for row in rows {
+    for row in table("in every way").into_iter().skip(1) {
+        let cells = std::iter::repeat_n(row[1].clone(), ways.len());
+        combinations.push(std::iter::once(row[0].clone()).chain(cells).collect());
+    }
+    for row in &combinations {
         assert_eq!(row.len(), columns.len(), "{row:?}");
         for (column, cell) in columns.iter().zip(row).skip(1) {
             let (way, added) = (&ways[column], Settings::read(&row[0]));
@@ -150,7 +170,7 @@ fn every_cell_of_the_page_is_what_the_agent_does() {
 fn every_annotation_of_the_readme_has_its_row() {
     let section = README.split_once("\n## Annotations\n").unwrap().1.split("\n## ").next().unwrap();
     let names = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    let rows = table("Combinations");
+    let rows = [table("added"), table("in every way")].concat();
     // Not the row of the further roles, whose names are the reader's choice.
     let names: Vec<&str> = names.filter(|name| name.contains('/')).collect();
     assert!(names.len() > 5, "{names:?}");
