@@ -3,6 +3,9 @@
 
 #[path = "support/apiserver.rs"]
 mod apiserver;
+#[path = "manifests/issuer.rs"]
+#[allow(clippy::unwrap_used)]
+mod issuer;
 
 #[path = "manifests/local.rs"]
 mod local;

@@ -13,6 +13,8 @@ mod before_1_36;
 mod cluster;
 #[path = "rights/granted.rs"]
 mod granted;
+#[path = "rights/issuer.rs"]
+mod issuer;
 #[path = "rights/kubernetes_1_36.rs"]
 mod kubernetes_1_36;
 #[path = "rights/moving.rs"]

@@ -9,13 +9,14 @@ use crate::cluster::Cluster;
 use crate::cluster::Expected::{Allowed, Refused};
 use crate::rows;
 
-/// `shop` has opted in; `closed` has not; somebody bound the role in kube-system all the same.
+/// `shop` has opted in; `closed` has not; somebody bound the role in kube-system and in the agent's own namespace all the same.
 pub(crate) fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
         let cluster = Cluster::new(ApiServer::before_1_36());
         cluster.server.opt_in("shop");
         cluster.server.opt_in("kube-system");
+        cluster.server.opt_in("rolecall");
         cluster.server.until_tokens_are_for_sts_alone(&cluster.agent, None, "shop", "web", "web-1");
         cluster
     })
@@ -54,6 +55,9 @@ rows! {
             => Refused("cannot create resource \"serviceaccounts/token\"");
     in_kube_system_it_mints_nothing_even_where_somebody_bound_the_role:
         |c: &Cluster| c.itself().token(c, "kube-system/controller", "controller-1") => Refused("no token in kube-system");
+    // With one of another node's agent the issuer would take the holder for that agent.
+    in_its_own_namespace_it_mints_nothing_even_where_somebody_bound_the_role:
+        |c: &Cluster| c.itself().token(c, "rolecall/rolecall", "agent-here") => Refused("nor in its own namespace");
     a_token_for_the_api_server_is_refused:
         |c: &Cluster| c.itself().token(c, "shop/web", "web-1").but("audiences", json!([KUBE]))
             => Refused("ClusterRole rolecall-audiences");
