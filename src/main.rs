@@ -13,7 +13,7 @@ use rolecall::harden::{self, FileSystem};
 use rolecall::metrics::Metrics;
 use rolecall::server::imds::token::Key;
 use rolecall::telemetry::{self, Lines};
-use rolecall::{admin, app, dev, emulator, explain, issuer, oidc};
+use rolecall::{admin, app, dev, emulator, explain, issuer, oidc, roles};
 
 /// Pod Identity for any Kubernetes: annotate a ServiceAccount, and its pods get that AWS role.
 #[derive(Parser)]
@@ -47,6 +47,8 @@ enum Command {
     Issuer(issuer::Args),
     /// Before moving in: each pod of the cluster, its role today by another tool, and the one it would get.
     Explain(Box<explain::Args>),
+    /// Which roles the cluster's ServiceAccounts name, as --allow-role flags.
+    Roles(roles::Args),
     /// What an issuer of your own needs: discovery document, JWKS, thumbprint, trust policy, IAM's provider.
     Oidc(Box<oidc::Args>),
 }
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
         Command::Emulator(args) => emulator::run(args),
         Command::Issuer(args) => issuer(args),
         Command::Explain(args) => explain::run(*args),
+        Command::Roles(args) => roles::run(args),
         Command::Oidc(args) => oidc::run(*args),
     }
 }
