@@ -382,7 +382,7 @@ impl Config {
             session_name: &session_name,
         };
         let ours = [&addresses[..], imds.as_ref().map_or(&[], |imds| &imds.listen)].concat();
-        let sts_mode = sts_mode.check(&variable, &ours, &mut wrong);
+        let sts_mode = sts_mode.check(variable, &ours, &mut wrong);
         for (flag, values) in [
             ("audience", std::slice::from_ref(&audience)),
             ("allow-audience", &allow_audience),
