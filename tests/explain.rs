@@ -134,3 +134,58 @@ fn who_may_not_read_the_cluster_and_who_mistypes_is_told() {
     assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("/nonexistent/kubeconfig"), "{nowhere:?}");
 }
+
+/// What the page tells to copy, in its order.
+#[test]
+fn the_page_about_moving_in_can_be_copied() {
+    let page = include_str!("../docs/moving-in.md");
+    let (server, reader) = cluster();
+    server.namespace("shop", &[]);
+    server.service_account("shop", "web", &[]);
+    server.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/daemonset/3-agent.yaml")]);
+    let agent = || {
+        server.json(&["get", "daemonset", "rolecall", "-n", "rolecall"])["spec"]["template"]["spec"]["containers"][0]["env"].to_string()
+    };
+    server.documented_in(page, "kubectl apply -f daemonset/pod-annotation/", &[]);
+    server.until_agent_may(&["watch", "namespaces"]);
+    server.documented_in(
+        page,
+        "kubectl -n rolecall set env daemonset/rolecall -c agent ROLECALL_ROLE_SOURCE=",
+        &[],
+    );
+    assert!(agent().contains(r#"{"name":"ROLECALL_ROLE_SOURCE","value":"pod-annotation"}"#), "{}", agent());
+    let from_kube2iam = "kubectl -n shop annotate serviceaccount web rolecall.dev/role-arn=arn:aws:iam::111122223333:role/shop-web";
+    let lines = page
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("kubectl") || line.starts_with("rolecall explain"));
+    let mut explained = 0;
+    for line in lines {
+        if line == from_kube2iam || line.contains("eks.amazonaws.com/role-arn") {
+            let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+            server.kubectl(&[&words[..], &["--overwrite"]].concat());
+        } else if let Some(line) = line.strip_prefix("rolecall explain --kubeconfig ~/.kube/config ") {
+            let words: Vec<String> = line.split_whitespace().map(|word| word.replace('\'', "")).collect();
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let output = explain(reader, &words);
+            assert!(
+                matches!(output.status.code(), Some(0 | 1)) && !output.stdout.is_empty(),
+                "{line}: {output:?}"
+            );
+            explained += 1;
+        }
+    }
+    assert_eq!(explained, 2);
+    server.documented_in(
+        page,
+        "kubectl -n rolecall set env daemonset/rolecall -c agent ROLECALL_ROLE_SOURCE-",
+        &[],
+    );
+    assert!(!agent().contains("ROLECALL_ROLE_SOURCE"), "{}", agent());
+    server.documented_in(page, "kubectl delete -f daemonset/pod-annotation/", &[]);
+    let account = server.json(&["get", "serviceaccount", "web", "-n", "shop"]);
+    assert_eq!(
+        account["metadata"]["annotations"],
+        json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::111122223333:role/shop-web"})
+    );
+}

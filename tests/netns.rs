@@ -268,6 +268,31 @@ fn an_ingress_on_host_port_80_does_not_get_what_is_ours() {
 }
 
 #[test]
+fn instance_metadata_is_ours_while_we_answer_it_and_kube2iams_before_and_after() {
+    let Some(node) = Node::new("moving_in") else { return };
+    let pod = node.routed_pod("a", "10.0.1.7", None);
+    let metadata = || pod.run(async || TcpStream::connect("169.254.169.254:80"));
+    // As kube2iam and kiam do it: iptables' own chain of that priority.
+    nft(
+        &node,
+        "add table ip nat; add chain ip nat PREROUTING { type nat hook prerouting priority dstnat; };
+         add rule ip nat PREROUTING ip daddr 169.254.169.254 tcp dport 80 dnat to 10.0.0.1:8181",
+    );
+    let theirs = listen(&node, "10.0.0.1:8181".parse().unwrap());
+    install(&node, &[]);
+    let ours = listen(&node, "169.254.170.2:9904".parse().unwrap());
+    for flags in [&[][..], &["--imds-listen", "169.254.170.2:9904"], &[]] {
+        install(&node, flags);
+        let _asked = metadata().unwrap();
+        let (has_it, has_not) = if flags.is_empty() { (&theirs, &ours) } else { (&ours, &theirs) };
+        has_it.accept().unwrap();
+        has_not.set_nonblocking(true).unwrap();
+        assert!(has_not.accept().is_err(), "{flags:?}");
+        has_not.set_nonblocking(false).unwrap();
+    }
+}
+
+#[test]
 fn the_redirect_is_not_put_over_an_address_that_somebody_else_holds() {
     let Some(node) = Node::new("ecs_agent") else { return };
     node.ip("link add ecs0 type bridge");

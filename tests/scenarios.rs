@@ -58,6 +58,8 @@ mod kiam_permitted_namespace;
 mod kind_walkthrough_self_hosted_issuer;
 #[path = "scenarios/kube2iam_annotated_pod.rs"]
 mod kube2iam_annotated_pod;
+#[path = "scenarios/kube2iam_pod_without_any_variable.rs"]
+mod kube2iam_pod_without_any_variable;
 #[path = "scenarios/local_cluster_with_untouched_manifests.rs"]
 mod local_cluster_with_untouched_manifests;
 #[path = "scenarios/microk8s_default_audience.rs"]

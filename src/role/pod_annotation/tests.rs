@@ -180,26 +180,33 @@ fn a_list_of_expressions_is_over_whole_names_where_kube2iam_takes_a_part() {
     assert!(!allowed(r#"["app"]"#, "arn:aws:iam::999999999999:role/app"));
 }
 
-/// The table of docs/moving-in.md.
 #[test]
-fn every_annotation_of_the_namespace_must_permit_and_none_at_all_is_the_operators_choice() {
-    let (yes, no) = ((permitted::PERMITTED, ".*/app"), (permitted::PERMITTED, ".*/other"));
-    let (listed, unlisted) = ((permitted::ALLOWED_ROLES, r#"["app"]"#), (permitted::ALLOWED_ROLES, "[]"));
+fn what_both_annotations_amount_to_is_the_table_of_the_page() {
+    let page = include_str!("../../../docs/moving-in.md");
+    let (_, rows) = page.split_once("| `permitted` | `allowed-roles` |").expect("the page has the table");
     let open = rules();
     let restricted = Rules::new(Some(BASE), true, Format::Glob).unwrap();
-    for (namespace, in_open, in_restricted) in [
-        (vec![], true, false),
-        (vec![yes], true, true),
-        (vec![no], false, false),
-        (vec![listed], true, true),
-        (vec![unlisted], false, false),
-        (vec![yes, listed], true, true),
-        (vec![yes, unlisted], false, false),
-        (vec![no, listed], false, false),
-    ] {
-        assert_eq!(permits(&open, &namespace, "app"), in_open, "{namespace:?}");
-        assert_eq!(permits(&restricted, &namespace, "app"), in_restricted, "{namespace:?}");
+    let mut count = 0;
+    for row in rows.lines().skip(2).take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let mut namespace = Vec::new();
+        for (cell, name, yes, no) in [
+            (cells[1], PERMITTED, ".*/app", ".*/other"),
+            (cells[2], ALLOWED_ROLES, r#"["app"]"#, r#"["other"]"#),
+        ] {
+            match cell {
+                "absent" => {}
+                "matches" => namespace.push((name, yes)),
+                "does not" => namespace.push((name, no)),
+                other => panic!("{other}"),
+            }
+        }
+        for (cell, rules) in [(cells[3], &open), (cells[4], &restricted)] {
+            assert_eq!(cell == "yes", permits(rules, &namespace, "app"), "{row}");
+        }
+        count += 1;
     }
+    assert_eq!(count, 8);
 }
 
 #[test]
