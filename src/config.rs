@@ -122,7 +122,7 @@ pub struct Args {
     #[arg(long, env = "ROLECALL_SESSION_NAME", default_value = "{namespace}.{service-account}")]
     pub session_name: String,
     /// NAMESPACE_GLOB=ARN_GLOB: which namespace may have which role; `rolecall roles` prints them. Repeatable; required with
-    /// --sts-mode=assume-role [default: any]
+    /// --sts-mode=assume-role and --role-source=pod-annotation [default: any]
     #[arg(long, env = "ROLECALL_ALLOW_ROLE", value_delimiter = ',')]
     pub allow_role: Vec<String>,
     /// Whose annotations name the role: service-account, or pod-annotation (kube2iam's and kiam's, on pods and namespaces;

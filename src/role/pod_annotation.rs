@@ -48,6 +48,22 @@ impl Asked {
         *place = Some(value.chars().take(LONGEST + 1).collect::<String>().into());
     }
 
+    /// A refusal of the plan, by the name of the annotation that the tenant wrote: what a pod asks for is judged as if it were its
+    /// ServiceAccount's.
+    pub fn names(&self, refusal: Error) -> Error {
+        match refusal {
+            Error::InvalidPlan { account, annotation, reason } => {
+                let annotation = match &*annotation {
+                    EXTERNAL_ID if self.external_id.is_some() => POD_EXTERNAL_ID.to_owned(),
+                    SESSION_NAME if self.session_name.is_some() => POD_SESSION_NAME.to_owned(),
+                    _ => annotation,
+                };
+                Error::InvalidPlan { account, annotation, reason }
+            }
+            other => other,
+        }
+    }
+
     /// Does the pod ask for nothing?
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

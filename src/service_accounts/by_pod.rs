@@ -67,7 +67,8 @@ impl ByPod {
         }
         let plan = rules
             .annotations(name, asked, &namespace, &account.annotations)
-            .and_then(|annotations| RolePlan::from_annotations(name, &account.uid, &annotations, defaults));
+            .and_then(|annotations| RolePlan::from_annotations(name, &account.uid, &annotations, defaults))
+            .map_err(|refusal| asked.names(refusal));
         let roles = only(plan.map(Arc::new));
         super::tell(name, &roles);
         let made = Made { account, namespace, asked: Arc::clone(asked), roles: roles.clone() };

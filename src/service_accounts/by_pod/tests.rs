@@ -4,8 +4,8 @@ use super::*;
 use crate::fakes::{account, pod};
 use crate::identity::pods::Pod;
 use crate::policy::Policy;
-use crate::role::RoleSource;
 use crate::role::pod_annotation::Format;
+use crate::role::{By, RoleSource};
 use crate::service_accounts::ServiceAccounts;
 
 const BASE: &str = "arn:aws:iam::111122223333:role/";
@@ -148,15 +148,40 @@ fn a_session_name_of_the_pods_makes_a_session_of_its_own() {
     assert_ne!(plans[0].key(), plans[1].key());
 }
 
+/// What the plan of a pod that asks for `app` and for this is refused for, if it is.
+fn refused(node: &Node, annotation: (&str, &str)) -> Option<String> {
+    let pod = asking("web", &[("iam.amazonaws.com/role", "app"), annotation]);
+    match node.0.plan_of(&pod, None).unwrap() {
+        Ok(_) => None,
+        Err(Error::InvalidPlan { annotation, .. }) => Some(annotation),
+        Err(other) => panic!("{other}"),
+    }
+}
+
 #[test]
 fn an_external_id_needs_a_hop_that_takes_one() {
     let node = Node::watched(&["*=*"]);
-    let pod = asking("web", &[("iam.amazonaws.com/role", "app"), ("iam.amazonaws.com/external-id", "x")]);
-    let error = node.0.plan_of(&pod, None).unwrap().unwrap_err();
-    assert!(
-        matches!(&error, Error::InvalidPlan { annotation, .. } if annotation.ends_with("external-id")),
-        "{error}"
-    );
+    let id = ("iam.amazonaws.com/external-id", "x-1");
+    assert_eq!(refused(&node, id).as_deref(), Some(id.0), "by the name that was written");
+    let first = format!("{BASE}first");
+    node.account(&[
+        ("rolecall.dev/role-arn", &first),
+        ("rolecall.dev/assume-role-arn", &format!("{BASE}app")),
+    ]);
+    assert_eq!(refused(&node, id), None);
+}
+
+/// As kube2iam's nodes and kiam's servers do it.
+#[test]
+fn by_the_agents_own_credentials_an_external_id_is_taken_and_a_name_of_the_pods_is_not() {
+    let mut node = Node::watched(&["*=*"]);
+    node.0.defaults.by_agent = true;
+    let id = ("iam.amazonaws.com/external-id", "x-1");
+    let pod = asking("web", &[("iam.amazonaws.com/role", "app"), id]);
+    let plan = node.0.plan_of(&pod, None).unwrap().unwrap();
+    assert!(matches!(&plan.by, By::AssumeRole { external_id: Some(id), .. } if &**id == "x-1"), "{plan:?}");
+    let name = ("iam.amazonaws.com/session-name", "another");
+    assert_eq!(refused(&node, name).as_deref(), Some(name.0), "trust policies know callers by it");
 }
 
 #[test]
