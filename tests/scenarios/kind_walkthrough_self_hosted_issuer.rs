@@ -51,6 +51,8 @@ fn kind_walkthrough_self_hosted_issuer() {
 
         it.account_with("web", json!({"rolecall.dev/role-arn": role})).await;
         let pod = it.pod("web").await;
+        // The web host is on this thread, which a call of the SDK blocks: STS fetches the keys now.
+        pod.has_role(&role).await;
         let read = pod.must("s3", "get_object", &json!({"Bucket": "walkthrough", "Key": "hello"}));
         assert_eq!(read["Body"], "world");
         pod.is_denied_by("s3", "put_object", &json!({"Bucket": "walkthrough", "Key": "hello", "Body": "x"}));

@@ -214,7 +214,7 @@ impl App {
     }
 
     /// One call by boto3: `call("s3", "get_object", …)` with its parameters. The error is boto3's. What the agent answers 503 is
-    /// asked again, as it says.
+    /// asked again, as it says. It blocks the scenario's thread: a server that it needs must be on another, by `it.node.serve`.
     pub fn call(&self, service: &str, operation: &str, parameters: &Value) -> Result<Value, String> {
         let begun = Instant::now();
         loop {
