@@ -16,6 +16,7 @@ use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
 use crate::identity::pods::Pod;
+use crate::role::Claims;
 use crate::token::BoundToken;
 
 /// Why the kube API did not do what was asked.
@@ -69,7 +70,7 @@ pub struct Reviewed {
     pub credential_id: Option<String>,
 }
 
-/// The three things that the path of a request asks of the kube API. The watches stand beside it.
+/// What the path of a request asks of the kube API. The watches stand beside it.
 pub trait Cluster: Send + Sync + 'static {
     /// This node's pods as etcd has them now (a quorum read: `resourceVersion` unset), never a cache's view.
     fn pods_now(&self) -> BoxFuture<'_, Result<Vec<Pod>, Error>>;
@@ -83,6 +84,21 @@ pub trait Cluster: Send + Sync + 'static {
         life: Duration,
     ) -> BoxFuture<'a, Result<BoundToken, Error>>;
 
+    /// A token for `audience` that says `claims` to AWS as well, which only an issuer of our own can sign.
+    fn request_token_with<'a>(
+        &'a self,
+        _pod: &'a Pod,
+        _audience: &'a str,
+        _claims: &'a Claims,
+    ) -> BoxFuture<'a, Result<BoundToken, Error>> {
+        // A token without them would be one without the restrictions that stand on them.
+        Box::pin(async {
+            Err(Error::Refused(
+                "tokens with session tags or a source identity need --token-source=issuer".into(),
+            ))
+        })
+    }
+
     /// Whose token this is, if it is good and meant for one of `audiences`.
     /// <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>
     fn review_token<'a>(
@@ -93,6 +109,11 @@ pub trait Cluster: Send + Sync + 'static {
 }
 
 impl Error {
+    /// Is somebody away who will be back? Then known pods are served on, as far as possible.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Away(_) | Self::IssuerAway(_))
+    }
+
     /// The label of `rolecall_token_requests_total{result}`.
     pub fn result(&self) -> &'static str {
         match self {

@@ -482,6 +482,7 @@ impl Config {
                 session_name,
                 policy,
                 by_agent,
+                claims_in_tokens: tokens == TokenSource::Issuer,
             },
         })
     }

@@ -120,13 +120,13 @@ impl Exchange {
     pub async fn by_token(&self, plan: &RolePlan, last: &mut Option<BoundToken>) -> Result<Fetched, Error> {
         match self.token(plan).await {
             Ok(token) => *last = Some(token),
-            // Known pods outlast an API server that is away for as long as the last token lives.
-            Err(Error::Token { source: cluster::Error::Away(why), account }) => {
+            // Known pods outlast an API server or an issuer that is away for as long as the last token lives.
+            Err(Error::Token { source, account }) if source.is_passing() => {
                 if last.as_ref().is_none_or(|token| token.remaining() <= TOKEN_LEFT) {
                     *last = None;
-                    return Err(Error::Token { account, source: cluster::Error::Away(why) });
+                    return Err(Error::Token { account, source });
                 }
-                tracing::warn!(service_account = account, error = why, "the last token is used again");
+                tracing::warn!(service_account = account, error = %source, "the last token is used again");
             }
             Err(err) => {
                 *last = None;
@@ -196,12 +196,15 @@ impl Exchange {
 
     /// A token bound to one of the plan's pods; if that pod has gone meanwhile, to another.
     async fn token(&self, plan: &RolePlan) -> Result<BoundToken, Error> {
-        let By::WebIdentity { audience, token_life, .. } = &plan.by else {
+        let By::WebIdentity { audience, token_life, claims, .. } = &plan.by else {
             unreachable!("only a plan that STS is shown a token for gets here");
         };
         let mut result = Err(Error::NoPod(plan.account.to_string()));
         for pod in self.candidates(plan) {
-            let asked = self.cluster.request_token(&pod, audience, *token_life).await;
+            let asked = match claims.is_empty() {
+                true => self.cluster.request_token(&pod, audience, *token_life).await,
+                false => self.cluster.request_token_with(&pod, audience, claims).await,
+            };
             self.metrics.token_request(asked.as_ref().map_or_else(cluster::Error::result, |_| "ok"));
             match asked {
                 Ok(token) => return Ok(token),

@@ -41,6 +41,7 @@ use crate::cluster::{Cluster, api::KubeApi, client};
 use crate::config::Kube;
 use crate::identity::authorization::Presented;
 use crate::oidc::documents::{DISCOVERY, Documents, IssuerUrl, JWKS, jwks, pretty};
+use crate::role::Claims;
 use crate::server::tls;
 use crate::telemetry::Lines;
 use crate::{shutdown, sys, time};
@@ -59,6 +60,8 @@ pub struct Issued {
     pub token: SecretString,
     /// Whom it is for.
     pub audience: String,
+    /// Which session tags and source identity it has.
+    pub of_session: Claims,
     /// Its `jti`.
     pub id: String,
     /// The key that signed it.
@@ -69,6 +72,8 @@ pub struct Issued {
 pub struct Issuer {
     url: IssuerUrl,
     audiences: Vec<String>,
+    /// The cluster's name, for a tag.
+    cluster: String,
     prover: Prover,
     current: ArcSwap<Current>,
     tls: ArcSwap<TlsAcceptor>,
@@ -111,6 +116,7 @@ impl Issuer {
         let issuer = Arc::new(Self {
             url: config.issuer.clone(),
             audiences: config.allow_audience.clone(),
+            cluster: config.cluster_name.clone(),
             prover: Prover::new(cluster, &config.audience, config.agent.clone()),
             current: ArcSwap::from_pointee(Current::new(&config.issuer, keys)),
             tls: ArcSwap::from_pointee(tls),
@@ -132,11 +138,20 @@ impl Issuer {
             return Err(Refusal::AudienceNotAllowed(question.audience.chars().take(100).collect()));
         }
         let proved = self.prover.prove(agent, &question.token, deadline, trail).await?;
-        let claims = claims::claims(self.url.as_str(), &question.audience, proved.pod(), time::now());
+        let Question { audience, session_tags, source_identity, .. } = question;
+        let of_session = claims::of_session(
+            proved.pod(),
+            &self.cluster,
+            session_tags.as_deref(),
+            source_identity.as_deref(),
+        );
+        let of_session = of_session.map_err(Refusal::ClaimNotAllowed)?;
+        let claims = claims::claims(self.url.as_str(), audience, proved.pod(), &of_session, time::now());
         let signing = &self.current.load().keys.signing;
         Ok(Issued {
             token: signing.sign(&claims),
-            audience: question.audience.clone(),
+            audience: audience.clone(),
+            of_session,
             id: claims["jti"].as_str().expect("it has just been made").to_owned(),
             kid: signing.kid().to_owned(),
         })

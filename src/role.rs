@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::arn::RoleArn;
-pub use self::plan::{Base, By, Operation, PlanKey, RolePlan};
+pub use self::plan::{Base, By, Claims, Operation, PlanKey, RolePlan};
 pub use self::roles::{Plan, RoleName, Roles};
 use self::session_name::Template;
 use crate::config::AUDIENCE;
@@ -132,6 +132,8 @@ pub struct Defaults {
     pub policy: Policy,
     /// `--sts-mode=assume-role`: the agent's own credentials make the first hop.
     pub by_agent: bool,
+    /// `--token-source=issuer`: tokens can say session tags and a source identity.
+    pub claims_in_tokens: bool,
 }
 
 impl Defaults {
@@ -146,6 +148,7 @@ impl Defaults {
                 .expect("the template is a constant"),
             policy: Policy::default(),
             by_agent: false,
+            claims_in_tokens: false,
         }
     }
 }

@@ -124,8 +124,9 @@ const SPENT: [&str; 3] = ["ExpiredToken", "ExpiredTokenException", "InvalidClien
 /// What an operator most often has to do, by STS's code. The upstream text stays in the log.
 fn likely_fix(operation: Operation, code: &str, message: &str) -> &'static str {
     match (operation, code) {
+        // AWS does not always say which of the actions it was.
         (Operation::AssumeRoleWithWebIdentity, "AccessDenied" | "AccessDeniedException") => {
-            "The role's trust policy must allow sts:AssumeRoleWithWebIdentity to this cluster's OIDC provider for this ServiceAccount and audience"
+            "The role's trust policy must allow sts:AssumeRoleWithWebIdentity to this cluster's OIDC provider for this ServiceAccount and audience; and sts:TagSession and sts:SetSourceIdentity, if the issuer's token asks for them"
         }
         // AWS's words are "… is not authorized to perform: ACTION on resource: …".
         (Operation::AssumeRole, "AccessDenied" | "AccessDeniedException")

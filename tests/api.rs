@@ -135,6 +135,7 @@ impl World {
             session_name: Template::parse("{namespace}.{service-account}", &self.node, "").unwrap(),
             policy: Policy::default(),
             by_agent: false,
+            claims_in_tokens: false,
         }));
         let (pods_health, accounts_health) = (Arc::default(), Arc::default());
         let mut tasks = JoinSet::new();

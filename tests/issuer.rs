@@ -251,6 +251,58 @@ async fn what_is_not_understood_or_not_allowed_is_refused() {
 }
 
 #[tokio::test]
+async fn tags_and_source_identity_are_of_what_the_api_server_says_and_sts_counts_them() {
+    let (case, issuer) = (Case::new("tagged"), Issuer::start("tagged", RSA).await);
+    let (agent, web) = (case.agent(), case.web(AUDIENCE));
+    let ask = async |tags: &str, identity: &str| {
+        let body = json!({"token": web, "audience": STS, "session_tags": tags, "source_identity": identity});
+        issuer.ask(Some(&agent), &body).await
+    };
+    let tags = "kubernetes-namespace,kubernetes-pod-name:transitive,kubernetes-node";
+    let token = ask(tags, "{namespace}.{service-account}").await.token();
+    let claims = part(&token, 1);
+    assert_eq!(
+        claims["https://aws.amazon.com/tags"],
+        json!({
+            "principal_tags": {
+                "kubernetes-namespace": ["tagged"], "kubernetes-pod-name": ["web-1"], "kubernetes-node": ["tagged-here"],
+            },
+            "transitive_tag_keys": ["kubernetes-pod-name"],
+        })
+    );
+    assert_eq!(claims["https://aws.amazon.com/source_identity"], "tagged.web");
+    issuer.until_it_says("\"source.identity\":\"tagged.web\"").await;
+
+    let name = issuer.url.trim_start_matches("https://");
+    let sts = async |actions: Value| {
+        let trust = json!({"Version": "2012-10-17", "Statement": [{
+            "Effect": "Allow", "Action": actions,
+            "Principal": {"Federated": format!("arn:aws:iam::{ACCOUNT}:oidc-provider/{name}")},
+            "Condition": {"StringEquals": {
+                "aws:RequestTag/kubernetes-namespace": "tagged", "sts:SourceIdentity": "tagged.web",
+            }},
+        }]});
+        let ca_file = Some(issuer.ca());
+        let provider = IssuerConfig { url: issuer.url.clone(), ca_file, ..IssuerConfig::default() };
+        Sts::with(vec![provider], trust).await
+    };
+    let all = ["sts:AssumeRoleWithWebIdentity", "sts:TagSession", "sts:SetSourceIdentity"];
+    assert_eq!(sts(json!(all)).await.assume(&token).await, "OK");
+    assert_eq!(sts(json!(all[..2])).await.assume(&token).await, "AccessDenied");
+    let untagged = issuer.token(&agent, &web).await.token();
+    assert_eq!(sts(json!(all)).await.assume(&untagged).await, "AccessDenied");
+
+    for (tags, identity) in [
+        ("team", "{namespace}."),
+        ("eks-cluster-name", "{namespace}."),
+        ("kubernetes-node", "{namespace}.root"),
+    ] {
+        let refused = ask(tags, identity).await;
+        assert_eq!((refused.status, refused.code()), (403, "ClaimNotAllowed"), "{tags} {identity}");
+    }
+}
+
+#[tokio::test]
 async fn the_published_documents_pass_the_check_before_during_and_after_a_rotation() {
     let issuer = Issuer::start("rotated", RSA).await;
     let (folder, next) = (tempfile::tempdir().unwrap(), p256());

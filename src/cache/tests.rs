@@ -214,22 +214,24 @@ async fn a_second_new_pod_of_the_same_minute_forgets_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_shows_a_new_token_and_the_last_one_only_while_the_kube_api_is_away() {
-    let world = world();
-    assert_eq!(world.code().await, "ok");
-    world.cluster.fail(Some(cluster::Error::Away("the test said so".into())));
-    // Half a minute before its end the token is shown for the last time.
-    tokio::time::sleep(60 * MINUTE - Duration::from_secs(15)).await;
-    assert_eq!(world.code().await, "ok");
-    let calls = world.sts.calls();
-    assert!(calls > 1 && world.sts.shown().iter().all(|token| *token == world.sts.shown()[0]));
-    // The token's hour is over: nothing is left to show, and what STS gave runs out.
-    tokio::time::sleep(61 * MINUTE).await;
-    assert_eq!(world.sts.calls(), calls);
-    assert_eq!(world.code().await, "KubeUnavailable");
-    world.cluster.fail(None);
-    tokio::time::sleep(Duration::from_secs(31)).await;
-    assert_eq!(world.code().await, "ok");
+async fn a_renewal_shows_a_new_token_and_the_last_one_only_while_the_kube_api_or_the_issuer_is_away() {
+    for away in [cluster::Error::Away("it hangs".into()), cluster::Error::IssuerAway("it hangs".into())] {
+        let world = world();
+        assert_eq!(world.code().await, "ok");
+        world.cluster.fail(Some(away));
+        // Half a minute before its end the token is shown for the last time.
+        tokio::time::sleep(60 * MINUTE - Duration::from_secs(15)).await;
+        assert_eq!(world.code().await, "ok");
+        let calls = world.sts.calls();
+        assert!(calls > 1 && world.sts.shown().iter().all(|token| *token == world.sts.shown()[0]));
+        // The token's hour is over: nothing is left to show, and what STS gave runs out.
+        tokio::time::sleep(61 * MINUTE).await;
+        assert_eq!(world.sts.calls(), calls);
+        assert_eq!(world.code().await, "KubeUnavailable");
+        world.cluster.fail(None);
+        tokio::time::sleep(Duration::from_secs(31)).await;
+        assert_eq!(world.code().await, "ok");
+    }
 }
 
 #[tokio::test(start_paused = true)]

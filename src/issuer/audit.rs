@@ -14,6 +14,7 @@ use super::Issued;
 use super::metrics::Metrics;
 use super::proof::{Bound, Trail};
 use super::refusal::Refusal;
+use crate::role::Claims;
 use crate::telemetry::Lines;
 use crate::time;
 
@@ -60,6 +61,15 @@ impl Audit {
             [("audience", &*issued.audience), ("token.id", &issued.id), ("key.id", &issued.kid)]
         {
             line.insert(name.into(), value.into());
+        }
+        let Claims { tags, source_identity } = &issued.of_session;
+        if !tags.is_empty() {
+            let tags: Map<String, Value> =
+                tags.iter().map(|tag| (tag.key().to_owned(), tag.value().into())).collect();
+            line.insert("session.tags".into(), tags.into());
+        }
+        if let Some(source_identity) = source_identity {
+            line.insert("source.identity".into(), source_identity.as_str().into());
         }
         self.push(line);
     }

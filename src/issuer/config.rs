@@ -38,6 +38,9 @@ pub struct Args {
     /// The agents' ServiceAccount.
     #[arg(long, env = "ROLECALL_AGENT", value_name = "NAMESPACE/NAME", default_value = "rolecall/rolecall")]
     pub agent: String,
+    /// The cluster's name, for the session tag eks-cluster-name and for source identities.
+    #[arg(long, env = "ROLECALL_CLUSTER_NAME")]
+    pub cluster_name: Option<String>,
     /// Audience that signed tokens may have. Repeatable.
     #[arg(long, env = "ROLECALL_ALLOW_AUDIENCE", value_delimiter = ',', default_value = config::AUDIENCE)]
     pub allow_audience: Vec<String>,
@@ -54,16 +57,31 @@ pub struct Config {
     pub(super) kube: Kube,
     pub(super) audience: String,
     pub(super) agent: ServiceAccountName,
+    pub(super) cluster_name: String,
     pub(super) allow_audience: Vec<String>,
 }
 
 /// The effective configuration as one log line.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { issuer, keys, tls, listen, admin_listen, kube, audience, agent, allow_audience } = self;
+        let Self {
+            issuer,
+            keys,
+            tls,
+            listen,
+            admin_listen,
+            kube,
+            audience,
+            agent,
+            cluster_name,
+            allow_audience,
+        } = self;
         write!(f, "issuer={} keys={} tls={} ", issuer.as_str(), keys.display(), tls.display())?;
         write!(f, "listen={listen} admin-listen={admin_listen} kube={kube:?} ")?;
-        write!(f, "audience={audience} agent={agent} allow-audience={allow_audience:?}")
+        write!(
+            f,
+            "audience={audience} agent={agent} cluster-name={cluster_name:?} allow-audience={allow_audience:?}"
+        )
     }
 }
 
@@ -74,8 +92,18 @@ impl Config {
     /// All mistakes at once.
     pub fn from_args(args: Args) -> Result<Self, Mistakes> {
         // Every field by name: a flag that nobody reads does not compile.
-        let Args { issuer, keys, tls, listen, admin_listen, kubeconfig, audience, agent, allow_audience } =
-            args;
+        let Args {
+            issuer,
+            keys,
+            tls,
+            listen,
+            admin_listen,
+            kubeconfig,
+            audience,
+            agent,
+            cluster_name,
+            allow_audience,
+        } = args;
         let mut mistakes = Vec::new();
         let mut wrong = |flag: &str, why: String| mistakes.push(format!("--{flag}: {why}"));
         let issuer = match issuer.as_deref().map(IssuerUrl::parse) {
@@ -125,6 +153,7 @@ impl Config {
                 kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
                 audience,
                 agent,
+                cluster_name: cluster_name.unwrap_or_default(),
                 allow_audience,
             }),
             _ => Err(Mistakes(mistakes)),

@@ -56,6 +56,10 @@ pub(super) struct Question {
     pub token: Presented,
     /// Whom the new token is for.
     pub audience: String,
+    /// Which session tags it shall have, as `rolecall.dev/session-tags` lists them.
+    pub session_tags: Option<String>,
+    /// What its source identity is made of, as `rolecall.dev/source-identity` has it.
+    pub source_identity: Option<String>,
 }
 
 fn presented<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Presented, D::Error> {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::plan::{Base, By, RolePlan, Session};
-use super::session_name::{Name, Template};
+use super::plan::{Base, By, Claims, RolePlan, Session};
+use super::session_name::{self, Name, Template};
 use super::tags::Tag;
 use super::{Defaults, Error, RoleArn, RoleName, Roles, SESSION_LIFE, arn, parse_duration};
 use crate::identity::pods::ServiceAccountName;
@@ -38,7 +38,7 @@ const OF_A_ROLE: [&str; 8] = [
     SESSION_TAGS,
     SOURCE_IDENTITY,
 ];
-/// AssumeRole takes these, AssumeRoleWithWebIdentity does not.
+/// AssumeRole takes these, AssumeRoleWithWebIdentity does not. All but the first can stand in a token that `rolecall issuer` signs.
 const OF_THE_SECOND_HOP: [&str; 3] = [EXTERNAL_ID, SESSION_TAGS, SOURCE_IDENTITY];
 
 /// IRSA's annotations, read so that moving in and out changes no ServiceAccount.
@@ -158,9 +158,10 @@ impl Asked<'_> {
         if self.defaults.by_agent {
             return self.by_agent(first, second, last);
         }
-        let by = self.web_identity()?;
         if second.is_none() {
-            if let Some((annotation, _)) = OF_THE_SECOND_HOP.into_iter().find_map(|name| self.setting(name)) {
+            let impossible =
+                if self.defaults.claims_in_tokens { &OF_THE_SECOND_HOP[..1] } else { &OF_THE_SECOND_HOP };
+            if let Some((annotation, _)) = impossible.iter().find_map(|name| self.setting(name)) {
                 let hop =
                     self.name.map_or(ASSUME_ROLE_ARN.into(), |name| format!("{ASSUME_ROLE_ARN}.{name}"));
                 let reason = format!(
@@ -168,11 +169,11 @@ impl Asked<'_> {
                 );
                 return Err(self.invalid(annotation, reason));
             }
-            return Ok(plan(last, by));
+            return Ok(plan(last, self.web_identity(self.claims()?)?));
         }
         let first = plan(
             Session { role: first, duration: FIRST_HOP_LIFE, policy_arns: Vec::new(), ..last.clone() },
-            by,
+            self.web_identity(Claims::default())?,
         );
         Ok(plan(last, self.assume_role(Base::Plan(Arc::new(first)))?))
     }
@@ -255,7 +256,7 @@ impl Asked<'_> {
         }
     }
 
-    fn web_identity(&self) -> Result<By, Error> {
+    fn web_identity(&self, claims: Claims) -> Result<By, Error> {
         let audience: Arc<str> = match self.all(EKS_AUDIENCE) {
             None => Arc::clone(&self.defaults.audience),
             Some((_, asked)) if self.defaults.allowed_audiences.iter().any(|allowed| allowed == asked) => {
@@ -282,7 +283,7 @@ impl Asked<'_> {
                 return Err(self.invalid(annotation, "must be \"true\" or \"false\"".into()));
             }
         };
-        Ok(By::WebIdentity { audience, token_life, global_endpoint })
+        Ok(By::WebIdentity { audience, token_life, global_endpoint, claims })
     }
 
     fn session_duration(&self) -> Result<Duration, Error> {
@@ -329,6 +330,17 @@ impl Asked<'_> {
             return Err(self.invalid(annotation, "must be 2 to 1224 letters, digits and _+=,.@:/-".into()));
         }
         Ok(Some(text.into()))
+    }
+
+    /// For a role that is had by a token alone.
+    fn claims(&self) -> Result<Claims, Error> {
+        let source_identity = self.source_identity()?;
+        if let Some((annotation, Err(reason))) =
+            self.setting(SOURCE_IDENTITY).map(|(annotation, text)| (annotation, session_name::proves(text)))
+        {
+            return Err(self.invalid(annotation, reason));
+        }
+        Ok(Claims { tags: self.tags()?, source_identity })
     }
 
     /// Trust policies decide by it, so it is never cleaned as a session name is.

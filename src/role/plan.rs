@@ -69,6 +69,8 @@ pub enum By {
         token_life: Duration,
         /// `eks.amazonaws.com/sts-regional-endpoints: "false"` asks for the global endpoint.
         global_endpoint: bool,
+        /// What the token says beside whose it is: nothing, unless an issuer of our own signs it.
+        claims: Claims,
     },
     /// AssumeRole: a signature. Only this call takes an external id, tags and a source identity.
     AssumeRole {
@@ -81,6 +83,49 @@ pub enum By {
         /// `SourceIdentity`
         source_identity: Option<Name>,
     },
+}
+
+/// What a token says to AWS of the session: AssumeRoleWithWebIdentity has no parameters for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// `https://aws.amazon.com/tags`
+    pub tags: Vec<Tag>,
+    /// `https://aws.amazon.com/source_identity`
+    pub source_identity: Option<Name>,
+}
+
+impl Claims {
+    /// Does the token say nothing beside whose it is?
+    pub fn is_empty(&self) -> bool {
+        self.tags.is_empty() && self.source_identity.is_none()
+    }
+
+    /// Does it say something of the very pod?
+    fn is_the_pods(&self) -> bool {
+        is_the_pods(&self.tags, self.source_identity.as_ref())
+    }
+
+    /// What it says for that pod of `account`.
+    pub(crate) fn fill(&mut self, account: &ServiceAccountName, pod_name: &str, pod_uid: &PodUid) {
+        fill(&mut self.tags, self.source_identity.as_mut(), account, pod_name, pod_uid);
+    }
+}
+
+fn is_the_pods(tags: &[Tag], source_identity: Option<&Name>) -> bool {
+    tags.iter().any(Tag::is_the_pods) || source_identity.is_some_and(Name::is_the_pods)
+}
+
+fn fill(
+    tags: &mut [Tag],
+    source_identity: Option<&mut Name>,
+    account: &ServiceAccountName,
+    pod_name: &str,
+    pod_uid: &PodUid,
+) {
+    tags.iter_mut().for_each(|tag| tag.fill(pod_name, pod_uid));
+    if let Some(source_identity) = source_identity {
+        source_identity.fill(account, pod_name);
+    }
 }
 
 /// Whose keys sign an AssumeRole.
@@ -172,15 +217,15 @@ impl RolePlan {
             return Arc::clone(self);
         }
         let mut plan = (**self).clone();
-        plan.session_name.fill(&plan.account, pod);
-        if let By::AssumeRole { with, tags, source_identity, .. } = &mut plan.by {
-            match with {
-                Base::Plan(before) => *before = before.for_pod(pod),
-                Base::Agent => {}
-            }
-            tags.iter_mut().for_each(|tag| tag.fill(pod));
-            if let Some(source_identity) = source_identity {
-                source_identity.fill(&plan.account, pod);
+        plan.session_name.fill(&plan.account, &pod.name);
+        match &mut plan.by {
+            By::WebIdentity { claims, .. } => claims.fill(&plan.account, &pod.name, &pod.uid),
+            By::AssumeRole { with, tags, source_identity, .. } => {
+                match with {
+                    Base::Plan(before) => *before = before.for_pod(pod),
+                    Base::Agent => {}
+                }
+                fill(tags, source_identity.as_mut(), &plan.account, &pod.name, &pod.uid);
             }
         }
         plan.pod = Some(pod.uid.clone());
@@ -215,11 +260,13 @@ impl RolePlan {
         }
         // Each kind of hop begins with its own word, so that no field of one is taken for another's.
         match &self.by {
-            By::WebIdentity { audience, token_life, global_endpoint } => {
+            By::WebIdentity { audience, token_life, global_endpoint, claims } => {
                 field(b"web-identity");
                 field(audience.as_bytes());
                 field(&token_life.as_secs().to_le_bytes());
                 field(&[u8::from(*global_endpoint)]);
+                optional(&mut field, claims.source_identity.as_ref().map(Name::as_str));
+                all(&mut field, &claims.tags);
             }
             By::AssumeRole { with, external_id, tags, source_identity } => {
                 field(b"assume-role");
@@ -231,21 +278,28 @@ impl RolePlan {
                     // Whichever they are: they are not the caller's, and he gets the same with others.
                     Base::Agent => field(b"agent"),
                 }
-                for text in [external_id.as_deref(), source_identity.as_ref().map(Name::as_str)] {
-                    field(&[u8::from(text.is_some())]);
-                    field(text.unwrap_or_default().as_bytes());
-                }
-                field(&(tags.len() as u64).to_le_bytes());
-                for tag in tags {
-                    field(tag.key().as_bytes());
-                    field(tag.value().as_bytes());
-                    field(&[u8::from(tag.transitive)]);
-                }
+                optional(&mut field, external_id.as_deref());
+                optional(&mut field, source_identity.as_ref().map(Name::as_str));
+                all(&mut field, tags);
             }
         }
         let mut key = [0; 32];
         key.copy_from_slice(context.finish().as_ref());
         PlanKey(key)
+    }
+}
+
+fn optional(field: &mut impl FnMut(&[u8]), text: Option<&str>) {
+    field(&[u8::from(text.is_some())]);
+    field(text.unwrap_or_default().as_bytes());
+}
+
+fn all(field: &mut impl FnMut(&[u8]), tags: &[Tag]) {
+    field(&(tags.len() as u64).to_le_bytes());
+    for tag in tags {
+        field(tag.key().as_bytes());
+        field(tag.value().as_bytes());
+        field(&[u8::from(tag.transitive)]);
     }
 }
 
@@ -269,11 +323,10 @@ impl By {
 
     fn is_the_pods(&self) -> bool {
         match self {
-            Self::WebIdentity { .. } => false,
+            Self::WebIdentity { claims, .. } => claims.is_the_pods(),
             Self::AssumeRole { with, tags, source_identity, .. } => {
                 matches!(with, Base::Plan(before) if before.per_pod)
-                    || tags.iter().any(Tag::is_the_pods)
-                    || source_identity.as_ref().is_some_and(Name::is_the_pods)
+                    || is_the_pods(tags, source_identity.as_ref())
             }
         }
     }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use ring::digest;
 
-use crate::identity::pods::{Pod, ServiceAccountName};
+use crate::identity::pods::ServiceAccountName;
 
 /// STS's limit on `RoleSessionName`.
 const MAX: usize = 64;
 /// Hex digits of the hash that stands for what was cut off.
 const HASH_DIGITS: usize = 8;
+
+const PLACEHOLDERS: [&str; 5] = ["namespace", "service-account", "pod", "node", "cluster"];
 
 /// A name that STS accepts: 2 to 64 characters of `[\w+=,.@-]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,7 +42,7 @@ impl Template {
         while let Some(start) = rest.find('{') {
             let end = rest[start..].find('}').ok_or("a placeholder is not closed")? + start;
             let name = &rest[start + 1..end];
-            if !["namespace", "service-account", "pod", "node", "cluster"].contains(&name) {
+            if !PLACEHOLDERS.contains(&name) {
                 return Err(format!(
                     "{{{name}}} is not one of {{namespace}} {{service-account}} {{pod}} {{node}} {{cluster}}"
                 ));
@@ -106,6 +108,23 @@ impl Template {
     }
 }
 
+/// Is a name by this template made of what is proved? A source identity that an issuer of ours signs is its word, not the tenant's who
+/// wrote the template: letters and digits come from placeholders alone, and the namespace, which has no dot, comes first.
+///
+/// # Errors
+/// What it must be.
+pub fn proves(template: &str) -> Result<(), String> {
+    let mut literal = template.to_owned();
+    for placeholder in PLACEHOLDERS {
+        literal = literal.replace(&format!("{{{placeholder}}}"), "");
+    }
+    let plain = !literal.contains(|c: char| c.is_ascii_alphanumeric());
+    if plain && template.starts_with("{namespace}.") {
+        return Ok(());
+    }
+    Err("in a token that the issuer signs it must begin with {namespace}. and have no letters or digits but those of placeholders".into())
+}
+
 /// What STS takes of `text`; anything else becomes a hyphen, braces too.
 pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_alphanumeric() || "_+=,.@-".contains(c) { c } else { '-' }).collect()
@@ -130,12 +149,17 @@ impl Name {
         self.name.as_str()
     }
 
+    /// The template as it was written.
+    pub fn template(&self) -> &str {
+        self.template.as_str()
+    }
+
     /// Is it another one for each pod?
     pub fn is_the_pods(&self) -> bool {
         self.template.names_the_pod()
     }
 
-    pub(super) fn fill(&mut self, account: &ServiceAccountName, pod: &Pod) {
-        self.name = self.template.render(account, Some(&pod.name));
+    pub(super) fn fill(&mut self, account: &ServiceAccountName, pod_name: &str) {
+        self.name = self.template.render(account, Some(pod_name));
     }
 }

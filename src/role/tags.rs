@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::session_name::Template;
-use crate::identity::pods::{Pod, ServiceAccountName};
+use crate::identity::pods::{PodUid, ServiceAccountName};
 
 /// STS's limit on a tag's value.
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_Tag.html>
@@ -93,6 +93,11 @@ impl Tag {
         KINDS.iter().find(|(kind, _)| *kind == self.kind).expect("every kind has its line").1
     }
 
+    /// As it was asked for: what [`Tag::parse_list`] takes.
+    pub fn asked(&self) -> String {
+        format!("{}{}", self.key(), if self.transitive { TRANSITIVE } else { "" })
+    }
+
     /// `Value`
     pub fn value(&self) -> &str {
         &self.value
@@ -104,10 +109,10 @@ impl Tag {
     }
 
     /// Names of pods and UIDs are made of letters, digits, `-` and `.`, and shorter than STS's limit.
-    pub(super) fn fill(&mut self, pod: &Pod) {
+    pub(super) fn fill(&mut self, pod_name: &str, pod_uid: &PodUid) {
         match self.kind {
-            Kind::PodName => self.value = Arc::clone(&pod.name),
-            Kind::PodUid => self.value = pod.uid.as_str().into(),
+            Kind::PodName => self.value = pod_name.into(),
+            Kind::PodUid => self.value = pod_uid.as_str().into(),
             Kind::Cluster | Kind::Namespace | Kind::ServiceAccount | Kind::Node => {}
         }
     }

@@ -30,7 +30,10 @@ fn the_role_alone_is_a_whole_plan() {
     assert_eq!(plan.session_name.as_str(), "shop.web");
     assert_eq!(plan.session_duration, Duration::from_secs(3600));
     let (audience, token_life) = ("sts.amazonaws.com".into(), Duration::from_secs(3600));
-    assert_eq!(plan.by, By::WebIdentity { audience, token_life, global_endpoint: false });
+    assert_eq!(
+        plan.by,
+        By::WebIdentity { audience, token_life, global_endpoint: false, claims: Claims::default() }
+    );
 }
 
 #[test]
@@ -319,6 +322,73 @@ fn what_only_assume_role_takes_is_refused_without_a_second_hop() {
             assert_eq!(err.code(), "InvalidPlan");
             assert!(err.to_string().contains(name) && err.to_string().contains(ASSUME_ROLE_ARN), "{err}");
         }
+    }
+}
+
+/// With `--token-source=issuer`.
+fn signed(annotations: &[(&str, &str)]) -> Result<RolePlan, Error> {
+    let annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let defaults = Defaults { claims_in_tokens: true, ..Defaults::of_node("node-1") };
+    RolePlan::from_annotations(&account(), "uid-1", &annotations, &defaults)
+}
+
+fn claims(plan: &RolePlan) -> &Claims {
+    let By::WebIdentity { claims, .. } = &plan.by else { panic!("{plan:?}") };
+    claims
+}
+
+#[test]
+fn a_token_of_the_issuer_takes_tags_and_a_source_identity_without_a_second_hop() {
+    let plan = signed(&[
+        (ROLE_ARN, ROLE),
+        (SESSION_TAGS, "kubernetes-namespace:transitive,kubernetes-service-account"),
+        (SOURCE_IDENTITY, "{namespace}.{service-account}"),
+    ]);
+    let plan = plan.unwrap();
+    let asked: Vec<String> = claims(&plan).tags.iter().map(tags::Tag::asked).collect();
+    assert_eq!(asked, ["kubernetes-namespace:transitive", "kubernetes-service-account"]);
+    assert_eq!(claims(&plan).source_identity.as_ref().unwrap().as_str(), "shop.web");
+    assert!(!plan.per_pod, "one token for all of its pods");
+    let refused = signed(&[(ROLE_ARN, ROLE), (EXTERNAL_ID, "tenant")]).unwrap_err();
+    assert_eq!(refused.code(), "InvalidPlan", "no token has one");
+    let chained =
+        signed(&[(ROLE_ARN, ROLE), (ASSUME_ROLE_ARN, TEAM), (SESSION_TAGS, "kubernetes-namespace")]);
+    let chained = chained.unwrap();
+    assert!(claims(chained.before().unwrap()).is_empty(), "they are the second hop's");
+}
+
+#[test]
+fn a_source_identity_that_the_issuer_signs_is_made_of_what_is_proved() {
+    for text in
+        ["root", "{namespace}", "{namespace}.admin", "admin.{namespace}", "{service-account}.{namespace}"]
+    {
+        let refused = signed(&[(ROLE_ARN, ROLE), (SOURCE_IDENTITY, text)]).unwrap_err();
+        assert!(refused.to_string().contains("must begin with {namespace}."), "{refused}");
+    }
+    for text in ["{namespace}.{service-account}", "{namespace}.{pod}@{node}"] {
+        signed(&[(ROLE_ARN, ROLE), (SOURCE_IDENTITY, text)]).unwrap();
+    }
+}
+
+#[test]
+fn every_claim_makes_another_key_and_the_pods_own_makes_an_entry_per_pod() {
+    let key = |claims: &[(&str, &str)]| signed(&[&[(ROLE_ARN, ROLE)], claims].concat()).unwrap().key();
+    let keys = [
+        key(&[]),
+        key(&[(SESSION_TAGS, "kubernetes-namespace")]),
+        key(&[(SESSION_TAGS, "kubernetes-namespace:transitive")]),
+        key(&[(SESSION_TAGS, "kubernetes-namespace,kubernetes-node")]),
+        key(&[(SOURCE_IDENTITY, "{namespace}.{service-account}")]),
+        key(&[(SOURCE_IDENTITY, "{namespace}.{node}")]),
+    ];
+    for (number, one) in keys.iter().enumerate() {
+        assert!(!keys[..number].contains(one), "{number}");
+    }
+    let pod = |name: &str| Pod { service_account: account(), ..crate::fakes::pod(name, "10.0.0.7") };
+    for (annotation, text) in [(SESSION_TAGS, "kubernetes-pod-uid"), (SOURCE_IDENTITY, "{namespace}.{pod}")] {
+        let plan = std::sync::Arc::new(signed(&[(ROLE_ARN, ROLE), (annotation, text)]).unwrap());
+        let (a, b) = (plan.for_pod(&pod("a")), plan.for_pod(&pod("b")));
+        assert!(a.key() != b.key() && a.pod == Some(PodUid::new("uid-a")), "{annotation}");
     }
 }
 

@@ -26,6 +26,8 @@ use crate::cluster::{Cluster, Error, Verdict};
 use crate::identity::pods::Pod;
 use crate::issuer::claims::LIFE;
 use crate::oidc::fetch::{chain, trust_only};
+use crate::role::Claims;
+use crate::role::tags::Tag;
 
 /// Where the issuer answers.
 const PATH: &str = "v1/token";
@@ -85,13 +87,25 @@ impl Issued {
         Self { cluster, door, client: Mutex::default(), flights: Semaphore::new(FLIGHTS) }
     }
 
+    async fn request(&self, pod: &Pod, audience: &str, claims: &Claims) -> Result<BoundToken, Error> {
+        // Used at once, so it lives no longer than the API server makes it.
+        let pods = self.cluster.request_token(pod, &self.door.audience, LIFE).await?;
+        self.exchange(&pods, audience, claims).await
+    }
+
     /// What the issuer signs for the pod of this token.
-    async fn exchange(&self, pods: &BoundToken, audience: &str) -> Result<BoundToken, Error> {
+    async fn exchange(
+        &self,
+        pods: &BoundToken,
+        audience: &str,
+        claims: &Claims,
+    ) -> Result<BoundToken, Error> {
         let _flight = self.flights.acquire().await.expect("nobody closes it");
         let asked = Instant::now();
-        let (status, body) = timeout(CONNECT + ANSWER, self.ask(pods, audience)).await.map_err(|_| {
-            Error::IssuerAway(format!("no answer within {} s", (CONNECT + ANSWER).as_secs()))
-        })??;
+        let (status, body) =
+            timeout(CONNECT + ANSWER, self.ask(pods, audience, claims)).await.map_err(|_| {
+                Error::IssuerAway(format!("no answer within {} s", (CONNECT + ANSWER).as_secs()))
+            })??;
         if status != StatusCode::OK {
             return Err(refusal(status, &body));
         }
@@ -107,9 +121,24 @@ impl Issued {
         Ok(BoundToken::new(SecretString::from(token.0), life))
     }
 
-    async fn ask(&self, pods: &BoundToken, audience: &str) -> Result<(StatusCode, Bytes), Error> {
+    async fn ask(
+        &self,
+        pods: &BoundToken,
+        audience: &str,
+        claims: &Claims,
+    ) -> Result<(StatusCode, Bytes), Error> {
         let Door { url, token_file, .. } = &self.door;
-        let body = json!({"token": pods.expose(), "audience": audience}).to_string();
+        // The issuer makes the values itself, of what the API server says of the pod.
+        let tags: Vec<String> = claims.tags.iter().map(Tag::asked).collect();
+        let mut body = json!({"token": pods.expose(), "audience": audience});
+        // What is not asked for is not named: an issuer that does not know it refuses it.
+        if !tags.is_empty() {
+            body["session_tags"] = tags.join(",").into();
+        }
+        if let Some(source_identity) = &claims.source_identity {
+            body["source_identity"] = source_identity.template().into();
+        }
+        let body = body.to_string();
         let request = Request::post(format!("{}/{PATH}", url.trim_end_matches('/')))
             .header(CONTENT_TYPE, "application/json")
             .header(AUTHORIZATION, own_token(token_file)?)
@@ -189,11 +218,16 @@ impl Cluster for Issued {
         audience: &'a str,
         _life: Duration,
     ) -> BoxFuture<'a, Result<BoundToken, Error>> {
-        Box::pin(async move {
-            // Used at once, so it lives no longer than the API server makes it.
-            let pods = self.cluster.request_token(pod, &self.door.audience, LIFE).await?;
-            self.exchange(&pods, audience).await
-        })
+        Box::pin(async move { self.request(pod, audience, &Claims::default()).await })
+    }
+
+    fn request_token_with<'a>(
+        &'a self,
+        pod: &'a Pod,
+        audience: &'a str,
+        claims: &'a Claims,
+    ) -> BoxFuture<'a, Result<BoundToken, Error>> {
+        Box::pin(self.request(pod, audience, claims))
     }
 
     fn review_token<'a>(
