@@ -26,6 +26,8 @@ use rolecall::cluster::{self, Cluster as _, client};
 use rolecall::emulator::IssuerConfig;
 use rolecall::identity::pods;
 use rolecall::token::issued::{Door, Issued};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use site::oidc;
 use web_identity::{ACCOUNT, Sts};
@@ -412,4 +414,68 @@ async fn until_the_audience_counts(issued: &Issued, pod: &pods::Pod) -> rolecall
         }
     }
     panic!("after asking 100 times: {last:?}")
+}
+
+const PAGE: &str = include_str!("../docs/issuer.md");
+
+#[tokio::test]
+async fn the_installation_of_the_page_applies_as_it_stands_and_agents_believe_its_certificate() {
+    let (_, section) = PAGE.split_once("## Install").unwrap();
+    let script = section.split("```").nth(1).and_then(|block| block.strip_prefix("sh\n")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/daemonset");
+    std::os::unix::fs::symlink(manifests, folder.path().join("daemonset")).unwrap();
+    let agent = format!("{manifests}/3-agent.yaml");
+    server().kubectl(&["apply", "--server-side", "-f", &agent]);
+    let bin = server().state().join("bin");
+    let run = Command::new("bash")
+        .args(["-e", "-c", script])
+        .current_dir(&folder)
+        .env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()))
+        .env("KUBECONFIG", server().kubeconfig())
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let deployment = server().json(&["get", "deployment", "rolecall-issuer", "-n", "rolecall"]);
+    let env = &deployment["spec"]["template"]["spec"]["containers"][0]["env"][0];
+    assert_eq!(env["value"], "https://my-oidc.s3.eu-central-1.amazonaws.com/cluster-a");
+    let daemonset = server().json(&["get", "daemonset", "rolecall", "-n", "rolecall"]);
+    assert!(daemonset.to_string().contains("ROLECALL_TOKEN_SOURCE"));
+
+    let issuer =
+        Issuer::start("installed", &std::fs::read_to_string(folder.path().join("signing.pem")).unwrap())
+            .await;
+    for file in ["tls.crt", "tls.key"] {
+        issuer.put(file, &std::fs::read_to_string(folder.path().join(file)).unwrap());
+    }
+    issuer.until_it_says("new serving certificate").await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(folder.path().join("tls.crt")).unwrap()).unwrap();
+    let provider = rustls::crypto::ring::default_provider();
+    let tls = rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = tokio::net::TcpStream::connect(issuer.addr).await.unwrap();
+    let name = "rolecall-issuer.rolecall.svc".try_into().unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();
+}
+
+#[test]
+fn the_page_has_every_flag_and_every_code() {
+    let help = Command::new(env!("CARGO_BIN_EXE_rolecall")).args(["issuer", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let flags: Vec<&str> =
+        help.split_whitespace().filter(|word| word.starts_with("--") && *word != "--help").collect();
+    let (_, section) = PAGE.split_once("\n## Flags\n").unwrap();
+    let rows: Vec<&str> =
+        section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let mut flags: Vec<&str> = flags.into_iter().map(|flag| flag.trim_end_matches(',')).collect();
+    flags.dedup();
+    assert_eq!(rows, flags);
+    let codes = include_str!("../src/issuer/refusal.rs").split("fn code(&self)").nth(1).unwrap();
+    for code in codes.split("\n    }\n").next().unwrap().split('"').skip(1).step_by(2) {
+        assert!(PAGE.contains(&format!("`{code}`")), "{code}");
+    }
 }
