@@ -50,8 +50,12 @@ mod external_secrets_like_operator_mints_its_own_tokens;
 mod external_secrets_style_chain;
 #[path = "scenarios/irsa_annotation_untouched.rs"]
 mod irsa_annotation_untouched;
+#[path = "scenarios/irsa_emu_style_iam_user.rs"]
+mod irsa_emu_style_iam_user;
 #[path = "scenarios/irsa_pod_with_both_variables.rs"]
 mod irsa_pod_with_both_variables;
+#[path = "scenarios/keys_of_the_secret_rotate.rs"]
+mod keys_of_the_secret_rotate;
 #[path = "scenarios/kiam_permitted_namespace.rs"]
 mod kiam_permitted_namespace;
 #[path = "scenarios/kind_walkthrough_self_hosted_issuer.rs"]
@@ -68,6 +72,8 @@ mod microk8s_default_audience;
 mod pod_as_the_aws_webhook_writes_it;
 #[path = "scenarios/pod_without_any_variable.rs"]
 mod pod_without_any_variable;
+#[path = "scenarios/roles_anywhere_style_credential_process.rs"]
+mod roles_anywhere_style_credential_process;
 #[path = "scenarios/several_roles_of_one_service_account.rs"]
 mod several_roles_of_one_service_account;
 #[path = "scenarios/variable_by_admission_policy.rs"]
