@@ -62,6 +62,8 @@ mod kiam_permitted_namespace;
 mod kind_walkthrough_self_hosted_issuer;
 #[path = "scenarios/kube2iam_annotated_pod.rs"]
 mod kube2iam_annotated_pod;
+#[path = "scenarios/kube2iam_by_the_nodes_role.rs"]
+mod kube2iam_by_the_nodes_role;
 #[path = "scenarios/kube2iam_pod_without_any_variable.rs"]
 mod kube2iam_pod_without_any_variable;
 #[path = "scenarios/local_cluster_with_untouched_manifests.rs"]

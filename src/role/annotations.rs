@@ -183,8 +183,8 @@ impl Asked<'_> {
     fn by_agent(&self, first: RoleArn, second: Option<RoleArn>, last: Session) -> Result<RolePlan, Error> {
         if let Some((annotation, _)) = self.setting(SESSION_NAME) {
             // Trust policies and CloudTrail can tell the agent's callers by this name alone.
-            let reason =
-                "with --sts-mode=assume-role only the agent's --session-name may say who it is; take it away";
+            let reason = "with --sts-mode=assume-role only the agent's --session-name may say who it is; take it away, \
+                          be it a pod's iam.amazonaws.com/session-name";
             return Err(self.invalid(annotation, reason.into()));
         }
         let plan = |session, by| RolePlan::new(self.account, self.account_uid, session, by);

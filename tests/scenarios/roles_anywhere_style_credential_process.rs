@@ -6,11 +6,26 @@
 use std::fs;
 
 use aws_sdk_sts::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_sts::types::Credentials as Session;
 use serde_json::json;
 
 use crate::agent::ROLECALL;
 use crate::moto::{ACCOUNT, REGION};
 use crate::scenario::{allow, scenario};
+
+/// A session of `role`, as the user with these keys gets it of STS.
+pub(crate) async fn session_of(role: &str, (id, secret): (String, String), sts: &str) -> Session {
+    let config = aws_sdk_sts::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(REGION))
+        .endpoint_url(sts)
+        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .credentials_provider(Credentials::new(id, secret, None, None, "user"))
+        .build();
+    let call =
+        aws_sdk_sts::Client::from_conf(config).assume_role().role_arn(role).role_session_name("node-1");
+    call.send().await.unwrap().credentials.unwrap()
+}
 
 #[test]
 fn roles_anywhere_style_credential_process() {
@@ -24,21 +39,12 @@ fn roles_anywhere_style_credential_process() {
         let closed = it.aws.role("closed", &by("user/anywhere"), &allow("kms:Encrypt", "*"));
         let (emulator, sts) = it.aws.open();
 
-        let config = aws_sdk_sts::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(REGION))
-            .endpoint_url(&sts)
-            .http_client(aws_smithy_http_client::Builder::new().build_http())
-            .credentials_provider(Credentials::new(id, secret, None, None, "user"))
-            .build();
-        let client = aws_sdk_sts::Client::from_conf(config);
-        let session = client.assume_role().role_arn(&node).role_session_name("node-1").send().await.unwrap();
-        let session = session.credentials().unwrap().clone();
+        let session = session_of(&node, (id, secret), &sts).await;
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let document = json!({
-            "Version": 1, "AccessKeyId": session.access_key_id(), "SecretAccessKey": session.secret_access_key(),
-            "SessionToken": session.session_token(), "Expiration": session.expiration().to_string(),
+            "Version": 1, "AccessKeyId": session.access_key_id, "SecretAccessKey": session.secret_access_key,
+            "SessionToken": session.session_token, "Expiration": session.expiration.to_string(),
         });
         fs::write(at("document.json"), document.to_string()).unwrap();
         let process = format!("[default]\ncredential_process = /bin/cat {}\n", at("document.json").display());
@@ -61,8 +67,8 @@ fn roles_anywhere_style_credential_process() {
         it.pod("api").await.is_refused_with("StsDenied").await;
         assert_eq!(emulator.received("AssumeRoleWithWebIdentity"), 0);
         let said = agent.output();
-        for secret in [session.secret_access_key(), session.session_token()] {
-            assert!(!said.contains(secret), "{said}");
+        for secret in [session.secret_access_key, session.session_token] {
+            assert!(!said.contains(&secret), "{said}");
         }
     });
 }
