@@ -143,7 +143,7 @@ impl Model {
         };
         for account in 0..ACCOUNTS {
             model.accounts.insert(account_name(account), None);
-            model.annotate(account, Some(account), false, false, false);
+            model.annotate(account, Some(account), account == 0, [false; 3]);
         }
         model.show_accounts(usize::MAX);
         model.states.push(model.now.clone());
@@ -171,8 +171,8 @@ impl Model {
                 self.now.unwatched.clear();
                 self.world.app.pods.reset(self.now.etcd.values().cloned().collect());
             }
-            Event::Annotate { account, role, longer, policy, revoke } => {
-                self.annotate(account, role, longer, policy, revoke);
+            Event::Annotate { account, role, second, longer, policy, revoke } => {
+                self.annotate(account, role, second, [longer, policy, revoke]);
             }
             Event::Recreate { account } => {
                 let name = account_name(account);
@@ -300,11 +300,14 @@ impl Model {
         }
     }
 
-    fn annotate(&mut self, account: u8, role: Option<u8>, longer: bool, policy: bool, revoke: bool) {
+    fn annotate(&mut self, account: u8, role: Option<u8>, second: bool, [longer, policy, revoke]: [bool; 3]) {
         let mut annotations = BTreeMap::new();
         let mut add = |name: &str, value: String| annotations.insert(format!("rolecall.dev/{name}"), value);
         if let Some(role) = role {
             add("role-arn", format!("arn:aws:iam::123456789012:role/r{role}"));
+        }
+        if second {
+            add("assume-role-arn", "arn:aws:iam::999988887777:role/team".into());
         }
         if longer {
             add("session-duration", "2h".into());
@@ -403,13 +406,17 @@ impl Model {
             return fail(format!("keys of {account}, whose pod this is not"));
         }
         // For what that account asked at the time, and not revoked.
+        let first = sts.signed_by.as_ref().map_or_else(|| sts.clone(), |key| self.world.sts.asked_for(key));
         let same = |plan: &RolePlan| {
             let fields = |plan: &RolePlan| {
-                let RolePlan { account, account_uid, role, by, session_duration, policy_arns, .. } =
-                    plan.clone();
-                (account, account_uid, role, by, session_duration, policy_arns)
+                let RolePlan { account, account_uid, role, session_duration, policy_arns, .. } = plan.clone();
+                (account, account_uid, role, session_duration, policy_arns)
             };
-            fields(plan) == fields(&sts.plan) && !plan.revokes(sts.at_wall, rolecall::time::now())
+            // Each hop is what it was to be, and shown what it was to be shown.
+            fields(plan) == fields(&sts.plan)
+                && plan.before().map(|before| fields(before))
+                    == sts.signed_by.as_ref().map(|_| fields(&first.plan))
+                && !plan.revokes(sts.at_wall.min(first.at_wall), rolecall::time::now())
         };
         let mut plans = states.iter().filter_map(|state| plan(state, account));
         if !plans.any(|plan| same(&plan)) {
@@ -417,8 +424,8 @@ impl Model {
         }
         // By a token of a pod of its own.
         let mut own = self.accounts_of.iter().filter(|(_, name)| *name == account);
-        if !own.any(|(uid, _)| fakes::minted_for(uid) == sts.token) {
-            return fail(format!("by a token of another account: {}", sts.token));
+        if !own.any(|(uid, _)| fakes::minted_for(uid) == first.token) {
+            return fail(format!("by a token of another account: {}", first.token));
         }
         if asked.at - sts.at > sts.plan.session_duration.min(Duration::from_secs(3600)) {
             return fail(format!("keys of {:?} ago", asked.at - sts.at));

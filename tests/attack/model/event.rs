@@ -39,6 +39,8 @@ pub(crate) enum Event {
     Annotate {
         account: u8,
         role: Option<u8>,
+        /// And with its session another one, the same for all accounts.
+        second: bool,
         longer: bool,
         policy: bool,
         revoke: bool,
@@ -96,6 +98,7 @@ impl Event {
             18..=20 => Self::Annotate {
                 account,
                 role: (random.u8(..6) > 0).then(|| random.u8(..ROLES)),
+                second: random.u8(..3) == 0,
                 longer: random.bool(),
                 policy: random.bool(),
                 revoke: random.u8(..4) == 0,
