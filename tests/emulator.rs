@@ -32,6 +32,7 @@ const DENIED: &str = "arn:aws:iam::111122223333:role/denied";
 const LIST: &str = "arn:aws:iam::111122223333:role/list";
 const CHAINED: &str = "arn:aws:iam::999988887777:role/chained";
 const TAGGED: &str = "arn:aws:iam::111122223333:role/tagged";
+const OF_SHOP: &str = "arn:aws:iam::111122223333:role/of-shop";
 const USER: &str = "arn:aws:iam::111122223333:user/broker";
 const USER_KEY: &str = "AKIAIOSFODNN7EXAMPLE";
 const USER_SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
@@ -167,6 +168,11 @@ fn roles() -> Vec<RoleConfig> {
             CHAINED,
             json!({"Effect": "Allow", "Principal": {"AWS": [WEB, USER]}, "Action": "sts:AssumeRole",
                 "Condition": {"StringEquals": {"sts:ExternalId": "shop-reports"}}}),
+        ),
+        role(
+            OF_SHOP,
+            json!({"Effect": "Allow", "Principal": {"AWS": "111122223333"}, "Action": "sts:AssumeRole",
+                "Condition": {"StringEquals": {"aws:PrincipalTag/team": "shop"}}}),
         ),
         role(
             TAGGED,
@@ -543,6 +549,38 @@ async fn session_tags_need_their_own_permission_and_source_identity_too() {
         base.assume_role().role_arn(CHAINED).role_session_name("tags").external_id("shop-reports");
     let denied = untaggable.tags(tag("shop")).send().await.unwrap_err();
     assert!(denied.message().unwrap().contains("is not authorized to perform: sts:TagSession on resource"));
+}
+
+#[tokio::test]
+async fn transitive_tags_stay_for_the_chain_and_only_those() {
+    let world = World::new().await;
+    let tag =
+        |key: &str, value: &str| aws_sdk_sts::types::Tag::builder().key(key).value(value).build().unwrap();
+    let tagged = async |transitive: bool| {
+        let base = world.client(user());
+        let call = base.assume_role().role_arn(TAGGED).role_session_name("tags");
+        let call = call.tags(tag("team", "shop")).tags(tag("stage", "test"));
+        let call = if transitive { call.transitive_tag_keys("team") } else { call };
+        let keys = call.send().await.unwrap().credentials().unwrap().clone();
+        let token = Some(keys.session_token().to_owned());
+        world.client(Credentials::new(keys.access_key_id(), keys.secret_access_key(), token, None, "test"))
+    };
+    let next = |client: &aws_sdk_sts::Client, role: &str| {
+        client.assume_role().role_arn(role).role_session_name("next")
+    };
+    // A session's tags are what the next role's trust policy sees of its caller.
+    assert!(next(&tagged(false).await, OF_SHOP).send().await.is_ok());
+    let untagged = world.client(user());
+    assert_eq!(code(next(&untagged, OF_SHOP).send()).await, "AccessDenied");
+    // Those that stay need the right to tag, which this role does not give, and are nobody's to change.
+    let transitive = tagged(true).await;
+    let denied = next(&transitive, OF_SHOP).send().await.unwrap_err();
+    assert!(denied.message().unwrap().contains("is not authorized to perform: sts:TagSession on resource"));
+    assert!(next(&transitive, TAGGED).send().await.is_ok());
+    assert_eq!(
+        code(next(&transitive, TAGGED).tags(tag("Team", "bank")).send()).await,
+        "InvalidParameterValue"
+    );
 }
 
 #[tokio::test]

@@ -116,7 +116,7 @@ pub(crate) async fn assume_role_with_web_identity(
     }
 
     let duration = duration(&wanted, &role)?;
-    let session = issue(world, &role, &wanted.session, source_identity, packed_policy_size, duration);
+    let session = issue(world, &role, &wanted.session, source_identity, tags, packed_policy_size, duration);
     Ok(Answer::WebIdentity {
         session,
         provider: provider_arn,
@@ -164,6 +164,17 @@ pub(crate) fn assume_role(
     }
     let source_identity = inherited.or(extra.source_identity);
 
+    // So do its transitive tags, as they are.
+    let of_signer = signer.session.as_ref().map_or(&[][..], |session| &session.tags);
+    let inherited: Vec<&Tag> = of_signer.iter().filter(|tag| tag.transitive).collect();
+    if extra.tags.iter().any(|tag| inherited.iter().any(|other| other.key.eq_ignore_ascii_case(&tag.key))) {
+        return Err(Refusal::new(
+            "InvalidParameterValue",
+            "One of the specified transitive tag keys can't be set because it conflicts with a transitive tag key \
+             from the calling session.",
+        ));
+    }
+
     let principal_arn = signer.session.as_ref().map_or(&*signer.arn, |session| session.role.as_str());
     let mut context: HashMap<String, Vec<String>> = HashMap::from([
         ("sts:rolesessionname".to_owned(), vec![wanted.session.clone()]),
@@ -173,11 +184,14 @@ pub(crate) fn assume_role(
     context.extend(extra.external_id.map(|id| ("sts:externalid".to_owned(), vec![id])));
     context.extend(source_identity.clone().map(|id| ("sts:sourceidentity".to_owned(), vec![id])));
     context.extend(extra.tags.iter().map(requested));
+    let held =
+        |tag: &Tag| (format!("aws:principaltag/{}", tag.key.to_ascii_lowercase()), vec![tag.value.clone()]);
+    context.extend(of_signer.iter().map(held));
     let arns = vec![signer.arn.clone(), principal_arn.to_owned()];
     let request = Request { caller: Caller::Aws { arns, account: signer.account.clone() }, context };
     let actions = [
         ("sts:AssumeRole", true),
-        ("sts:TagSession", !extra.tags.is_empty()),
+        ("sts:TagSession", !extra.tags.is_empty() || !inherited.is_empty()),
         ("sts:SetSourceIdentity", source_identity.is_some()),
     ];
     for (action, _) in actions.iter().filter(|(_, needed)| *needed) {
@@ -190,7 +204,8 @@ pub(crate) fn assume_role(
             "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining",
         ));
     }
-    let session = issue(world, &role, &wanted.session, source_identity, packed_policy_size, duration);
+    let tags = inherited.into_iter().cloned().chain(extra.tags).collect();
+    let session = issue(world, &role, &wanted.session, source_identity, tags, packed_policy_size, duration);
     Ok(Answer::AssumeRole(session))
 }
 
@@ -294,6 +309,7 @@ fn issue(
     role: &Role,
     name: &str,
     source_identity: Option<String>,
+    tags: Vec<Tag>,
     packed_policy_size: Option<u32>,
     duration: Duration,
 ) -> NewSession {
@@ -303,7 +319,7 @@ fn issue(
         + SignedDuration::from_secs(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX));
     let mut state = world.state.lock().unwrap_or_else(PoisonError::into_inner);
     NewSession {
-        credentials: state.sessions.issue(&role.arn, name, source_identity.clone(), now, expires),
+        credentials: state.sessions.issue(&role.arn, name, source_identity.clone(), tags, now, expires),
         arn: role.arn.session_arn(name),
         role_id: format!("{}:{name}", role.arn.id()),
         source_identity,

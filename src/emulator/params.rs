@@ -19,6 +19,8 @@ pub(crate) struct Params {
 pub(crate) struct Tag {
     pub key: String,
     pub value: String,
+    /// Does it go with the sessions that the session makes?
+    pub transitive: bool,
 }
 
 /// What both ways to assume a role are asked for.
@@ -103,7 +105,8 @@ impl Params {
         if keys.len() != values.len() {
             return Err(Refusal::new("MalformedInput", "Every tag needs a Key and a Value"));
         }
-        let tags: Vec<Tag> = keys.into_iter().zip(values).map(|(key, value)| Tag { key, value }).collect();
+        let tag = |(key, value)| Tag { transitive: transitive.contains(&key), key, value };
+        let tags: Vec<Tag> = keys.into_iter().zip(values).map(tag).collect();
         check_tags(&tags, &transitive)?;
         Ok(WantedOfAssumeRole { external_id, source_identity, tags })
     }

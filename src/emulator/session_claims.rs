@@ -58,7 +58,7 @@ fn tags(claim: &Value) -> Result<Vec<Tag>, Refusal> {
             Some([Value::String(value)]) => value.clone(),
             _ => return Err(wrong(&format!("{key:?} must be a list of one text"))),
         };
-        tags.push(Tag { key: key.clone(), value });
+        tags.push(Tag { key: key.clone(), value, transitive: false });
     }
     let transitive: Option<Vec<String>> = match claim.get("transitive_tag_keys") {
         None => Some(Vec::new()),
@@ -71,6 +71,7 @@ fn tags(claim: &Value) -> Result<Vec<Tag>, Refusal> {
         return Err(wrong("has more than 50 tags"));
     }
     check_tags(&tags, &transitive)?;
+    tags.iter_mut().for_each(|tag| tag.transitive = transitive.contains(&tag.key));
     Ok(tags)
 }
 
@@ -105,7 +106,7 @@ mod tests {
             SOURCE_IDENTITY: "shop.web",
         }))
         .unwrap();
-        let tag = Tag { key: "kubernetes-namespace".into(), value: "shop".into() };
+        let tag = Tag { key: "kubernetes-namespace".into(), value: "shop".into(), transitive: true };
         assert_eq!(claims, SessionClaims { tags: vec![tag], source_identity: Some("shop.web".into()) });
         assert_eq!(read(json!({})).unwrap(), SessionClaims::default());
     }

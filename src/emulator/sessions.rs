@@ -10,6 +10,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::arn::RoleArn;
+use super::params::Tag;
 
 /// More live sessions than this and the oldest is forgotten: anybody with a valid token can ask for another.
 const MAX_SESSIONS: usize = 20_000;
@@ -20,6 +21,7 @@ pub(crate) struct Session {
     pub role: RoleArn,
     pub name: String,
     pub source_identity: Option<String>,
+    pub tags: Vec<Tag>,
     pub expires: Timestamp,
     pub secret: SecretString,
     /// A MAC of the session token, under a key of this process: the token itself is not kept, and comparing
@@ -56,6 +58,7 @@ impl Sessions {
         role: &RoleArn,
         name: &str,
         source_identity: Option<String>,
+        tags: Vec<Tag>,
         now: Timestamp,
         expires: Timestamp,
     ) -> Credentials {
@@ -73,6 +76,7 @@ impl Sessions {
             role: role.clone(),
             name: name.to_owned(),
             source_identity,
+            tags,
             expires,
             secret: secret.clone(),
             token_mac,
@@ -124,7 +128,7 @@ mod tests {
     #[test]
     fn a_token_fits_its_own_session_only() {
         let (mut sessions, now) = (Sessions::new(), Timestamp::UNIX_EPOCH);
-        let [a, b] = ["a", "b"].map(|name| sessions.issue(&role(), name, None, now, now));
+        let [a, b] = ["a", "b"].map(|name| sessions.issue(&role(), name, None, Vec::new(), now, now));
         let session = sessions.find(&a.access_key_id).unwrap();
         assert!(sessions.token_matches(session, &a.session_token));
         assert!(!sessions.token_matches(session, &b.session_token));
@@ -134,10 +138,10 @@ mod tests {
     fn sessions_are_bounded_and_the_oldest_goes_first() {
         let (mut sessions, now) = (Sessions::new(), Timestamp::UNIX_EPOCH);
         let expires = now + SignedDuration::from_hours(1);
-        let first = sessions.issue(&role(), "first", None, now, expires);
-        let second = sessions.issue(&role(), "second", None, now, expires);
+        let first = sessions.issue(&role(), "first", None, Vec::new(), now, expires);
+        let second = sessions.issue(&role(), "second", None, Vec::new(), now, expires);
         for _ in 0..MAX_SESSIONS - 1 {
-            sessions.issue(&role(), "more", None, now, expires);
+            sessions.issue(&role(), "more", None, Vec::new(), now, expires);
         }
         assert!(sessions.find(&first.access_key_id).is_none());
         assert!(sessions.find(&second.access_key_id).is_some());
@@ -147,10 +151,10 @@ mod tests {
     #[test]
     fn the_expired_are_forgotten_after_a_while() {
         let (mut sessions, now) = (Sessions::new(), Timestamp::UNIX_EPOCH);
-        let old = sessions.issue(&role(), "old", None, now, now);
-        sessions.issue(&role(), "soon", None, now + SignedDuration::from_mins(59), now);
+        let old = sessions.issue(&role(), "old", None, Vec::new(), now, now);
+        sessions.issue(&role(), "soon", None, Vec::new(), now + SignedDuration::from_mins(59), now);
         assert!(sessions.find(&old.access_key_id).is_some());
-        sessions.issue(&role(), "late", None, now + SignedDuration::from_mins(61), now);
+        sessions.issue(&role(), "late", None, Vec::new(), now + SignedDuration::from_mins(61), now);
         assert!(sessions.find(&old.access_key_id).is_none());
     }
 }

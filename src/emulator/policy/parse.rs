@@ -174,7 +174,9 @@ fn parse_condition(
         "aws:principalarn",
         "aws:principalaccount",
     ];
-    let tagged = lower.strip_prefix("aws:requesttag/").is_some_and(|tag| !tag.is_empty());
+    let tagged = ["aws:requesttag/", "aws:principaltag/"]
+        .into_iter()
+        .any(|prefix| lower.strip_prefix(prefix).is_some_and(|tag| !tag.is_empty()));
     let of_issuer = issuers.iter().any(|issuer| {
         ["sub", "aud"].iter().any(|claim| format!("{issuer}:{claim}").eq_ignore_ascii_case(key))
     });
@@ -182,7 +184,7 @@ fn parse_condition(
         return Err(format!(
             "the emulator does not know this key; it knows ISSUER:sub and ISSUER:aud of the issuers in the file \
              ({}), sts:ExternalId, sts:RoleSessionName, sts:SourceIdentity, aws:PrincipalArn, \
-             aws:PrincipalAccount and aws:RequestTag/KEY",
+             aws:PrincipalAccount, aws:RequestTag/KEY and aws:PrincipalTag/KEY",
             issuers.join(", ")
         ));
     }
