@@ -100,6 +100,7 @@ impl Audit {
 
     /// Any other answer. Returns its request id, which is that of the line that it is written or counted in.
     pub fn refused(&self, asked: &Asked<'_>, refusal: &Refusal) -> String {
+        self.metrics.refused(refusal.code());
         self.counted(asked, refusal.code(), refusal.status().as_u16(), refusal.to_string())
     }
 

@@ -157,9 +157,13 @@ impl Metrics {
             self.requests_ok[endpoint as usize].inc();
         } else {
             self.requests.with_label_values(&[endpoint.as_str(), code]).inc();
-            self.refusals.with_label_values(&[code]).inc();
         }
         self.request_duration[endpoint as usize].observe(took.as_secs_f64());
+    }
+
+    /// One answer that was a refusal.
+    pub fn refused(&self, code: &'static str) {
+        self.refusals.with_label_values(&[code]).inc();
     }
 
     /// One question to the cache.

@@ -73,7 +73,7 @@ impl Path {
             return None;
         }
         // The real service takes one slash more or less at the end, and SDKs rely on either.
-        let whole = rest.strip_suffix('/').unwrap_or(rest);
+        let whole = rest.strip_suffix('/').filter(|whole| !whole.is_empty()).unwrap_or(rest);
         let listing = |listing| Some(Self::Listing(listing));
         match whole {
             "" => listing(Listing::Version),
@@ -201,6 +201,7 @@ mod tests {
             "/",
             "/latest",
             "latest/meta-data",
+            "/latest//",
             "/latest//meta-data",
             "/latest/meta-data//",
             "/latest/meta-data/iam/info",
@@ -216,6 +217,48 @@ mod tests {
         ] {
             assert_eq!(Path::read(path), None, "{path}");
         }
+    }
+
+    /// The one way to write what a path means; of a role, with nothing of its name escaped.
+    fn written(path: &Path) -> Vec<String> {
+        let below = match path {
+            Path::Token => "api/token".to_owned(),
+            Path::Roles => "meta-data/iam/security-credentials".to_owned(),
+            Path::Role(name) => format!("meta-data/iam/security-credentials/{name}"),
+            Path::Fact(fact) => {
+                let named = FACTS.iter().find(|(_, each)| each == fact).expect("every fact has its path");
+                format!("meta-data/{}", named.0)
+            }
+            Path::IdentityDocument => "dynamic/instance-identity/document".to_owned(),
+            Path::Listing(Listing::Version) => return vec![String::new()],
+            Path::Listing(Listing::MetaData) => "meta-data".to_owned(),
+            Path::Listing(Listing::Iam) => "meta-data/iam".to_owned(),
+            Path::Listing(Listing::Placement) => "meta-data/placement".to_owned(),
+            Path::Listing(Listing::Dynamic) => "dynamic".to_owned(),
+            Path::Listing(Listing::InstanceIdentity) => "dynamic/instance-identity".to_owned(),
+        };
+        vec![format!("{below}/"), below]
+    }
+
+    #[test]
+    fn whatever_is_asked_only_what_is_written_so_is_answered() {
+        let corpus = [
+            "/latest/api/token",
+            "/latest/meta-data/iam/security-credentials/",
+            "/latest/meta-data/iam/security-credentials/web%2Bapi",
+            "/2021-07-15/meta-data/placement/availability-zone-id",
+            "/latest/dynamic/instance-identity/document",
+        ];
+        let words =
+            ["..", "//", "%2e%2e", "%2f", ";", "?", "#", "user-data", "latest", "meta-data", "iam/info"];
+        crate::fuzz::fuzz(20_000, &corpus, &words, |input| {
+            let Ok(text) = std::str::from_utf8(input) else { return };
+            let Some(path) = Path::read(text) else { return };
+            let below = text[1..].split_once('/').map(|(_, below)| below).expect("a version");
+            let plain = percent_decode_str(below).decode_utf8().expect("it was decoded");
+            let below = if matches!(path, Path::Role(_)) { &*plain } else { below };
+            assert!(written(&path).iter().any(|written| written == below), "{text:?} is {path:?}");
+        });
     }
 
     #[test]
