@@ -12,10 +12,10 @@ use crate::role::pod_annotation::{ALLOWED_ROLES, PERMITTED};
 /// What the cluster has today.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Tool {
-    /// <https://github.com/jtblin/kube2iam>
+    /// jtblin/kube2iam
     #[value(name = "kube2iam")]
     Kube2iam,
-    /// <https://github.com/uswitch/kiam>
+    /// uswitch/kiam
     Kiam,
 }
 
