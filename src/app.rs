@@ -331,16 +331,14 @@ struct RegionalSts {
 impl RegionalSts {
     /// The region is `--region`'s, or the node's label's. An STS of one's own needs none.
     async fn connect(&self, config: &Config, api: &api::KubeApi) -> Result<()> {
-        let region = match (&config.region, &config.sts_endpoint_url) {
+        let region = match (&config.region, &config.sts.url) {
             (Some(region), _) => region.clone(),
-            // Only signatures name it. Where an STS of one's own looks at it, this is what such programs call themselves.
-            (None, Some(_)) => "us-east-1".to_owned(),
+            // Only signatures name it. Where an STS of one's own looks at it, it says so by its name, or calls itself that.
+            (None, Some(url)) => sts::endpoint::region_of(url),
             (None, None) => self.region_of_node(api).await?,
         };
-        let client =
-            StsClient::new(&region, config.sts_endpoint_url.as_deref(), config.sts_ca_bundle.as_deref());
-        let client = client.map_err(|why| anyhow::anyhow!("--sts-ca-bundle: {why}"))?;
-        tracing::info!(region, endpoint = config.sts_endpoint_url, "STS");
+        let client = StsClient::new(&region, config.sts.clone())?;
+        tracing::info!(region, endpoint = client.url(), "STS");
         let _ = self.client.set(client);
         Ok(())
     }

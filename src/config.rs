@@ -1,6 +1,7 @@
 //! Every flag and variable of the agent: default, unit, meaning; checked once, all mistakes reported together.
 
 mod audience;
+mod endpoint;
 pub mod imds;
 mod issuer;
 mod role_source;
@@ -17,6 +18,7 @@ use crate::identity::authorization::{self, Authorization, Required, TokenSource}
 use crate::policy::Policy;
 use crate::role::session_name::Template;
 use crate::role::{Defaults, SESSION_LIFE, parse_duration};
+use crate::sts::endpoint::Settings;
 use crate::token::issued::Door;
 
 /// The port of the container-credential listeners: 80 cannot be shared with an ingress on the host network.
@@ -112,9 +114,15 @@ pub struct Args {
     /// Another STS: LocalStack, MinIO, Ceph, a VPC endpoint [default: AWS_ENDPOINT_URL_STS]
     #[arg(long, env = "ROLECALL_STS_ENDPOINT_URL")]
     pub sts_endpoint_url: Option<String>,
-    /// PEM file with further roots for that endpoint [default: AWS_CA_BUNDLE]
+    /// PEM file with further roots for that endpoint; read again when it changes [default: AWS_CA_BUNDLE]
     #[arg(long, env = "ROLECALL_STS_CA_BUNDLE")]
     pub sts_ca_bundle: Option<PathBuf>,
+    /// AWS's FIPS endpoint of STS [default: AWS_USE_FIPS_ENDPOINT]
+    #[arg(long, env = "ROLECALL_USE_FIPS_ENDPOINT")]
+    pub use_fips_endpoint: bool,
+    /// AWS's dual-stack endpoint of STS, which has IPv6 addresses, too [default: AWS_USE_DUALSTACK_ENDPOINT]
+    #[arg(long, env = "ROLECALL_USE_DUALSTACK_ENDPOINT")]
+    pub use_dualstack_endpoint: bool,
     /// Session duration, 15m to 12h; at most the role's MaxSessionDuration.
     #[arg(long, env = "ROLECALL_SESSION_DURATION", default_value = "1h")]
     pub session_duration: String,
@@ -147,24 +155,6 @@ pub enum Kube {
     InCluster,
     /// A kubeconfig file.
     Kubeconfig(PathBuf),
-}
-
-/// A PEM file's bytes. The configuration is logged, and this would be most of it.
-#[derive(Clone)]
-pub struct Bundle(Vec<u8>);
-
-impl std::ops::Deref for Bundle {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Bundle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.0.len())
-    }
 }
 
 /// How callers are told apart.
@@ -203,10 +193,8 @@ pub struct Config {
     pub sts_mode: StsMode,
     /// `--region`; without one, the node's label is asked.
     pub region: Option<String>,
-    /// `--sts-endpoint-url`
-    pub sts_endpoint_url: Option<String>,
-    /// The contents of `--sts-ca-bundle`.
-    pub sts_ca_bundle: Option<Bundle>,
+    /// `--sts-endpoint-url`, `--sts-ca-bundle`, `--use-fips-endpoint`, `--use-dualstack-endpoint`, and the proxy.
+    pub sts: Settings,
     /// `--allow-audience` as it was written; what holds is in `plan`.
     pub allow_audience: Vec<String>,
     /// What every plan starts from.
@@ -229,11 +217,11 @@ impl fmt::Display for Config {
             issuer,
             sts_mode,
             region,
-            sts_endpoint_url,
-            sts_ca_bundle,
+            sts,
             allow_audience: _,
             plan,
         } = self;
+        let Settings { url, fips, dual_stack, ca_bundle, proxy } = sts;
         write!(f, "node-name={node_name} listen={listen:?} metrics-listen={metrics_listen} ")?;
         if let Some(imds::Imds { listen, v1, passthrough }) = imds {
             write!(f, "imds-listen={listen:?} imds-v1={v1} imds-passthrough-namespace={passthrough:?} ")?;
@@ -244,7 +232,8 @@ impl fmt::Display for Config {
         write!(f, "authorization-audience={:?} ", authorization.audiences)?;
         write!(f, "token-source={:?} issuer={issuer:?} ", authorization.tokens)?;
         write!(f, "sts-mode={sts_mode} ")?;
-        write!(f, "sts-endpoint-url={sts_endpoint_url:?} sts-ca-bundle={} ", sts_ca_bundle.is_some())?;
+        write!(f, "sts-endpoint-url={url:?} sts-ca-bundle={ca_bundle:?} use-fips-endpoint={fips} ")?;
+        write!(f, "use-dualstack-endpoint={dual_stack} sts-proxy={proxy:?} ")?;
         write!(f, "audience={} allow-audience={:?} ", plan.audience, plan.allowed_audiences)?;
         write!(
             f,
@@ -301,6 +290,8 @@ impl Config {
             region,
             sts_endpoint_url,
             sts_ca_bundle,
+            use_fips_endpoint,
+            use_dualstack_endpoint,
             session_duration,
             session_name,
             allow_role,
@@ -404,32 +395,6 @@ impl Config {
             audience: issuer_audience,
         };
         let issuer = issuer::door(flags, &authorization, &allowed_audiences, &mut wrong);
-        let sts_endpoint_url = sts_endpoint_url.or_else(|| variable("AWS_ENDPOINT_URL_STS"));
-        if let Some(url) = &sts_endpoint_url {
-            let parsed = url
-                .parse::<http::Uri>()
-                .ok()
-                .filter(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some());
-            match parsed {
-                None => wrong("sts-endpoint-url", format!("{url:?} is not http(s)://HOST")),
-                // The configuration is logged, and this call needs none.
-                Some(url) if url.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
-                    wrong("sts-endpoint-url", "must not hold a user or password".into());
-                }
-                Some(_) => {}
-            }
-        }
-        let sts_ca_bundle = sts_ca_bundle.or_else(|| variable("AWS_CA_BUNDLE").map(PathBuf::from));
-        let sts_ca_bundle = sts_ca_bundle.and_then(|path| match std::fs::read(&path) {
-            Ok(pem) => Some(Bundle(pem)),
-            Err(err) => {
-                wrong("sts-ca-bundle", format!("{}: {err}", path.display()));
-                None
-            }
-        });
-        if let Some(Err(why)) = sts_ca_bundle.as_deref().map(crate::sts::check_pem) {
-            wrong("sts-ca-bundle", why);
-        }
         let session_duration = parse_duration(&session_duration)
             .filter(|life| (SESSION_LIFE.0..=SESSION_LIFE.1).contains(life))
             .unwrap_or_else(|| {
@@ -455,6 +420,13 @@ impl Config {
         };
         let source = written.check(policy.as_ref().ok(), &mut wrong);
         let by_agent = sts_mode.base().is_some();
+        let flags = endpoint::Flags {
+            url: sts_endpoint_url,
+            ca_bundle: sts_ca_bundle,
+            fips: use_fips_endpoint,
+            dual_stack: use_dualstack_endpoint,
+        };
+        let sts = endpoint::settings(flags, variable, &mut mistakes);
         let (Ok(session_name), Ok(policy), true) = (session_name, policy, mistakes.is_empty()) else {
             return Err(Mistakes(mistakes));
         };
@@ -471,8 +443,7 @@ impl Config {
             impersonate_node,
             kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
             region,
-            sts_endpoint_url,
-            sts_ca_bundle,
+            sts,
             allow_audience,
             plan: Defaults {
                 source,

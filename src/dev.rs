@@ -26,6 +26,7 @@ use crate::identity::pods::{Pod, PodUid, ServiceAccountName};
 use crate::metrics::Metrics;
 use crate::role::{Defaults, RoleArn, RolePlan};
 use crate::server::ecs;
+use crate::sts::endpoint::Settings;
 use crate::sts::{self, Sts, StsClient};
 use crate::telemetry::Lines;
 use crate::token::BoundToken;
@@ -115,7 +116,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     }
     let region = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(|name| std::env::var(name).ok());
     let region = region.unwrap_or_else(|| REGION.into());
-    let sts = StsClient::new(&region, Some(&sts_url), None).map_err(anyhow::Error::msg)?;
+    let sts = StsClient::new(&region, Settings { url: Some(sts_url.clone()), ..Settings::default() })?;
 
     let listener = TcpListener::bind(listen).await.with_context(|| format!("--listen {listen}"))?;
     let address = listener.local_addr()?;

@@ -69,7 +69,7 @@ impl Error {
 
     /// Will STS say the same until somebody changes something? Then the answer is remembered.
     pub fn refused(&self) -> bool {
-        matches!(self, Self::Sts(sts::Error::Denied { .. }))
+        matches!(self, Self::Sts(sts::Error::Denied { .. } | sts::Error::Foreign { .. }))
     }
 }
 

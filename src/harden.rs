@@ -201,6 +201,7 @@ mod linux {
         paths.extend(issuer.map(|path| directory_of(path)));
         let base = config.sts_mode.base().map(Source::files).unwrap_or_default();
         paths.extend(base.iter().map(|path| directory_of(path)));
+        paths.extend(config.sts.ca_bundle.iter().flat_map(|bundle| bundle_paths(&bundle.path)));
         if config.identity == Identity::Kernel {
             // cgroup and net/ of every process; the kernel keeps environ, maps and the like of others from us (ptrace).
             paths.push("/proc".into());
@@ -220,6 +221,21 @@ mod linux {
         );
         // Tokens and certificates are renewed by putting another file in their place: a rule for the file would be one for the old one.
         paths.extend(client::files(kube).iter().map(|path| directory_of(path)));
+        paths
+    }
+
+    /// The directory of each link that leads to the file: in a mounted Secret one of them leads from renewal to renewal.
+    fn bundle_paths(path: &Path) -> Vec<PathBuf> {
+        let mut path = path.to_owned();
+        let mut paths = Vec::new();
+        // As many as the kernel follows.
+        for _ in 0..40 {
+            let directory = directory_of(&path);
+            // All of the file system is too much for one file, which then cannot be renewed.
+            paths.push(if directory == Path::new("/") { path.clone() } else { directory.clone() });
+            let Ok(to) = fs::read_link(&path) else { break };
+            path = directory.join(to);
+        }
         paths
     }
 

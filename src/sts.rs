@@ -1,24 +1,26 @@
-//! RolePlan + BoundToken, or the keys of the hop before -> Credentials: endpoint, region, CA, deadlines, and what a
-//! refusal means.
+//! RolePlan + BoundToken, or the keys of the hop before -> Credentials: the client, its deadlines, and what a refusal
+//! means.
 
 mod answer;
 mod assume_role;
+pub mod connector;
+pub mod endpoint;
+mod trouble;
 mod web_identity;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_sts::config::{BehaviorVersion, Region};
 use aws_sdk_sts::types::PolicyDescriptorType;
 use aws_smithy_async::rt::sleep::TokioSleep;
 use aws_smithy_async::time::SystemTimeSource;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use futures_util::future::BoxFuture;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 
+use self::connector::CaBundle;
+use self::endpoint::{Endpoint, Settings};
 use crate::base_credentials::BaseCredentials;
 use crate::credentials::{Credentials, Keys};
 use crate::role::{Base, By, Operation, RolePlan};
@@ -27,10 +29,8 @@ use crate::token::BoundToken;
 /// One hop: enough for a slow region, short enough that a renewal can try again.
 const CONNECT: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(8);
-/// STS closes idle connections, and a dead pooled one stalls the next call; renewals are far apart anyway.
-const POOL_IDLE: Duration = Duration::from_secs(20);
-/// What `sts-regional-endpoints: "false"` asks for, in the aws partition, and the region that signatures for it name.
-const GLOBAL_ENDPOINT: (&str, &str) = ("https://sts.amazonaws.com", "us-east-1");
+/// The region that signatures for the global endpoint name.
+const GLOBAL_REGION: &str = "us-east-1";
 
 /// Why STS gave no credentials. What it means for the caller is decided by STS's own code.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -51,6 +51,18 @@ pub enum Error {
         /// STS's own error code.
         code: String,
     },
+    /// The role is of another partition than the STS that would be asked.
+    #[error(
+        "{role} is in the partition {theirs}, and this agent asks the STS of {ours}: check the ARN and the agent's --region"
+    )]
+    Foreign {
+        /// The role that was asked for.
+        role: String,
+        /// Its partition.
+        theirs: String,
+        /// The region's.
+        ours: &'static str,
+    },
     /// STS could not be reached, failed, or answered with something that is not an answer.
     #[error("STS is not available: {0}")]
     Away(String),
@@ -61,6 +73,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Denied { .. } => "StsDenied",
+            Self::Foreign { .. } => "InvalidRole",
             Self::Throttled { .. } => "StsThrottled",
             Self::Away(_) => "StsUnavailable",
         }
@@ -205,10 +218,31 @@ pub trait Sts: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Credentials, Error>>;
 }
 
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// AWS has no such endpoint.
+    #[error(
+        "no STS endpoint for region {region}: {why} (--use-fips-endpoint, --use-dualstack-endpoint, --sts-endpoint-url)"
+    )]
+    Endpoint {
+        /// The region.
+        region: String,
+        /// In the SDK's words.
+        why: String,
+    },
+    /// Roots or proxy that the SDK does not take.
+    #[error("no connection to STS is possible: {0}")]
+    Connector(String),
+}
+
 /// The real STS, or whatever speaks its protocol.
 pub struct StsClient {
-    client: aws_sdk_sts::Client,
-    custom_endpoint: bool,
+    region: String,
+    settings: Settings,
+    endpoint: Endpoint,
+    /// With the bundle whose roots it believes.
+    current: Mutex<(Option<CaBundle>, aws_sdk_sts::Client)>,
 }
 
 impl Sts for StsClient {
@@ -230,50 +264,62 @@ impl Sts for StsClient {
 }
 
 impl StsClient {
-    /// A client of the regional endpoint, or of `endpoint_url` with the roots in `ca_bundle` beside the system's.
+    /// A client of the region's endpoint, or of the one in `settings`.
     ///
     /// # Errors
-    /// A CA bundle that is not PEM, as a phrase for the message.
-    pub fn new(region: &str, endpoint_url: Option<&str>, ca_bundle: Option<&[u8]>) -> Result<Self, String> {
-        let mut roots = TrustStore::default();
-        if let Some(pem) = ca_bundle {
-            check_pem(pem)?;
-            roots.add_pem_certificate(pem);
+    /// [`SetupError`]: nothing that asking again would change.
+    pub fn new(region: &str, settings: Settings) -> Result<Self, SetupError> {
+        let endpoint = Endpoint::resolve(region, &settings)
+            .map_err(|why| SetupError::Endpoint { region: region.to_owned(), why })?;
+        let bundle = settings.ca_bundle.clone();
+        let client = build(region, &settings, bundle.as_ref()).map_err(SetupError::Connector)?;
+        Ok(Self { region: region.to_owned(), settings, endpoint, current: Mutex::new((bundle, client)) })
+    }
+
+    /// Where calls go, as the SDK resolved it.
+    pub fn url(&self) -> &str {
+        &self.endpoint.url
+    }
+
+    /// The client for the next call: it believes what the CA bundle holds now.
+    async fn client(&self) -> aws_sdk_sts::Client {
+        let (bundle, client) = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(bundle) = bundle else { return client };
+        let changed = match bundle.changed().await {
+            Ok(None) => return client,
+            Ok(Some(changed)) => {
+                build(&self.region, &self.settings, Some(&changed)).map(|client| (changed, client))
+            }
+            Err(why) => Err(why),
+        };
+        match changed {
+            Ok((changed, client)) => {
+                tracing::info!(bundle = ?changed, "--sts-ca-bundle has changed: from now on its new roots are believed");
+                *self.current.lock().unwrap_or_else(PoisonError::into_inner) =
+                    (Some(changed), client.clone());
+                client
+            }
+            // Half of a renewal, perhaps: what was good a call ago still is.
+            Err(why) => {
+                tracing::warn!(
+                    error = why,
+                    "--sts-ca-bundle has changed and cannot be used: the last one stays"
+                );
+                client
+            }
         }
-        let tls = TlsContext::builder().with_trust_store(roots).build().map_err(|err| err.to_string())?;
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .tls_context(tls)
-            .pool_idle_timeout(POOL_IDLE)
-            .build_https();
-        let mut config = aws_sdk_sts::Config::builder()
-            .behavior_version(BehaviorVersion::v2026_01_12())
-            .region(Region::new(region.to_owned()))
-            .http_client(http)
-            .sleep_impl(TokioSleep::new())
-            .time_source(SystemTimeSource::new())
-            // One attempt: the SDK would retry inside our deadline and lose the error that explains it.
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(
-                TimeoutConfig::builder().connect_timeout(CONNECT).operation_timeout(CONNECT + ANSWER).build(),
-            );
-        config.set_endpoint_url(endpoint_url.map(str::to_owned));
-        Ok(Self {
-            client: aws_sdk_sts::Client::from_conf(config.build()),
-            custom_endpoint: endpoint_url.is_some(),
-        })
     }
 }
 
 impl StsClient {
-    /// Where this plan's calls go, if not to where all others go, and whose keys sign them.
+    /// Where this plan's calls go, if not to where all others go.
     fn of_plan(&self, plan: &RolePlan) -> aws_sdk_sts::config::Builder {
         let config = aws_sdk_sts::Config::builder();
-        if plan.global_endpoint() && !self.custom_endpoint {
-            let (url, region) = GLOBAL_ENDPOINT;
-            return config.endpoint_url(url).region(Region::new(region));
+        match self.endpoint.global.as_deref().filter(|_| plan.global_endpoint()) {
+            // What `sts-regional-endpoints: "false"` asks for.
+            Some(global) => config.endpoint_url(global).region(Region::new(GLOBAL_REGION)),
+            None => config,
         }
-        config
     }
 }
 
@@ -282,17 +328,26 @@ fn policies(plan: &RolePlan) -> Option<Vec<PolicyDescriptorType>> {
     (!plan.policy_arns.is_empty()).then(|| arns.collect())
 }
 
-/// The SDK panics on a bad bundle, so it is read here first.
-pub(crate) fn check_pem(pem: &[u8]) -> Result<(), String> {
-    let mut certificates = 0;
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        roots
-            .add(certificate.map_err(|err| format!("it is not PEM: {err:?}"))?)
-            .map_err(|err| format!("it holds a bad certificate: {err}"))?;
-        certificates += 1;
-    }
-    if certificates == 0 { Err("it holds no certificate".into()) } else { Ok(()) }
+fn build(
+    region: &str,
+    settings: &Settings,
+    bundle: Option<&CaBundle>,
+) -> Result<aws_sdk_sts::Client, String> {
+    let mut config = aws_sdk_sts::Config::builder()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new(region.to_owned()))
+        .use_fips(settings.fips)
+        .use_dual_stack(settings.dual_stack)
+        .http_client(connector::http_client(bundle, settings.proxy.as_ref())?)
+        .sleep_impl(TokioSleep::new())
+        .time_source(SystemTimeSource::new())
+        // One attempt: the SDK would retry inside our deadline and lose the error that explains it.
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(
+            TimeoutConfig::builder().connect_timeout(CONNECT).operation_timeout(CONNECT + ANSWER).build(),
+        );
+    config.set_endpoint_url(settings.url.clone());
+    Ok(aws_sdk_sts::Client::from_conf(config.build()))
 }
 
 #[cfg(test)]
@@ -360,12 +415,5 @@ mod tests {
             "StsUnavailable"
         );
         assert_eq!(Error::from_answer(&plan(&[FIRST]), 200, None, "").code(), "StsUnavailable");
-    }
-
-    #[test]
-    fn a_ca_bundle_that_is_none_is_refused_not_a_panic() {
-        for bundle in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            assert!(StsClient::new("eu-west-1", None, Some(bundle.as_bytes())).is_err(), "{bundle}");
-        }
     }
 }

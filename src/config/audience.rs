@@ -36,7 +36,7 @@ impl Config {
                     "--audience: {audience:?} is the API server's own audience: whoever holds such a token is the pod's \
                      ServiceAccount there. List it in --allow-audience if that is meant"
                 ));
-            } else if let Some(url) = self.sts_endpoint_url.as_deref().filter(|url| !confidential(url)) {
+            } else if let Some(url) = self.sts.url.as_deref().filter(|url| !confidential(url)) {
                 mistakes.push(format!(
                     "--allow-audience: {audience:?} is the API server's own audience, and its tokens would go to {url}: \
                      that must be https or on this machine"

@@ -113,8 +113,14 @@ fn every_mistake_is_reported_at_once() {
 }
 
 #[test]
-fn the_logged_configuration_leaves_a_bundles_bytes_out() {
-    assert_eq!(format!("{:?}", Bundle(vec![b'A'; 300_000])), "300000 bytes");
+fn the_logged_configuration_leaves_a_bundles_bytes_and_a_proxys_password_out() {
+    let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/emulator/ca.pem");
+    let proxy = |name: &str| (name == "HTTPS_PROXY").then(|| "http://me:s3cr3t@proxy:3128".to_owned());
+    let config = Config::from_args(Args { sts_ca_bundle: Some(bundle.into()), ..args() }, proxy).unwrap();
+    for logged in [config.to_string(), format!("{config:?}")] {
+        assert!(logged.contains(&format!("{bundle} (")) && logged.contains("http://proxy:3128"), "{logged}");
+        assert!(!logged.contains("BEGIN") && !logged.contains("s3cr3t"), "{logged}");
+    }
 }
 
 #[test]
@@ -126,7 +132,7 @@ fn awss_own_variables_stand_in_for_flags() {
     };
     let config = Config::from_args(args(), variable).unwrap();
     assert_eq!(config.region.as_deref(), Some("eu-west-1"));
-    assert_eq!(config.sts_endpoint_url.as_deref(), Some("http://127.0.0.1:4566"));
+    assert_eq!(config.sts.url.as_deref(), Some("http://127.0.0.1:4566"));
     let empty = Args { region: Some(String::new()), ..args() };
     assert_eq!(Config::from_args(empty, variable).unwrap().region.as_deref(), Some("eu-west-1"));
     let flags = Args { region: Some("us-east-1".into()), ..args() };

@@ -167,6 +167,7 @@ impl Refusal {
                 },
                 broker::Error::Exchange(err) => match err {
                     exchange::Error::Sts(sts::Error::Denied { .. }) => StatusCode::FORBIDDEN,
+                    exchange::Error::Sts(sts::Error::Foreign { .. }) => StatusCode::BAD_REQUEST,
                     exchange::Error::Token { source: cluster::Error::NotShown(_), .. } => {
                         StatusCode::UNAUTHORIZED
                     }

@@ -15,7 +15,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
 
-use super::Error;
+use super::{Error, StsClient};
 use crate::credentials::Credentials;
 use crate::role::RolePlan;
 use crate::time;
@@ -85,56 +85,28 @@ impl Answer {
     }
 }
 
-/// Says what went wrong, here and in the log. `secret` is what the call showed.
-pub(super) fn sorted<E>(plan: &RolePlan, secret: &str, err: &SdkError<E, HttpResponse>) -> Error
-where
-    E: ProvideErrorMetadata,
-    SdkError<E, HttpResponse>: RequestId,
-{
-    let sorted = match err {
-        SdkError::ServiceError(answer) => {
-            let status = answer.raw().status().as_u16();
-            let message = answer.err().message().unwrap_or_default();
-            Error::from_answer(plan, status, answer.err().code(), message)
-        }
-        SdkError::TimeoutError(_) => Error::Away("no answer within the deadline".into()),
-        SdkError::DispatchFailure(failure) if failure.is_timeout() => {
-            Error::Away("no connection within 1 s".into())
-        }
-        SdkError::DispatchFailure(failure) => Error::Away(format!(
-            "no connection: {}",
-            failure.as_connector_error().map_or_else(|| "unknown".into(), |err| root_cause(err))
-        )),
-        SdkError::ResponseError(answer) => {
-            Error::Away(format!("HTTP status {} with an answer that is none", answer.raw().status().as_u16()))
-        }
-        _ => Error::Away("the request could not be made".into()),
-    };
-    // STS's own words go to the log alone: they may name other objects.
-    let upstream = match err {
-        SdkError::ServiceError(answer) => loggable(answer.err().message().unwrap_or_default(), secret),
-        _ => String::new(),
-    };
-    tracing::warn!(
-        service_account = %plan.account, role.arn = %plan.role, operation = plan.by.operation().as_str(),
-        code = sorted.code(), error = %sorted, sts.message = upstream,
-        sts.request_id = err.request_id().unwrap_or_default(), "no credentials from STS",
-    );
-    sorted
+impl StsClient {
+    /// Says what went wrong, here and in the log. `secret` is what the call showed.
+    pub(super) fn sorted<E>(&self, plan: &RolePlan, secret: &str, err: &SdkError<E, HttpResponse>) -> Error
+    where
+        E: ProvideErrorMetadata,
+        SdkError<E, HttpResponse>: RequestId,
+    {
+        let (sorted, upstream) = self.trouble(plan, err);
+        // STS's own words go to the log alone: they may name other objects.
+        tracing::warn!(
+            service_account = %plan.account, role.arn = %plan.role, operation = plan.by.operation().as_str(),
+            code = sorted.code(), error = %sorted, sts.message = loggable(&upstream, secret),
+            sts.request_id = err.request_id().unwrap_or_default(), "no credentials from STS",
+        );
+        sorted
+    }
 }
 
 /// AWS never repeats in its words what it was shown; another STS, or a proxy that shows what it was sent, may.
 fn loggable(message: &str, secret: &str) -> String {
     let message = if secret.is_empty() { message.to_owned() } else { message.replace(secret, "<redacted>") };
     message.chars().take(500).collect()
-}
-
-fn root_cause(err: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = err;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// Reads the `Date` header of STS's answer.

@@ -9,7 +9,7 @@ use aws_sdk_sts::config::Credentials as Signer;
 use aws_sdk_sts::types::Tag;
 use secrecy::ExposeSecret;
 
-use super::answer::{self, Answer, ServerClock};
+use super::answer::{Answer, ServerClock};
 use super::{Error, StsClient, policies};
 use crate::credentials::{Credentials, Keys};
 use crate::role::plan::CHAIN_LIMIT;
@@ -20,6 +20,7 @@ impl StsClient {
         let By::AssumeRole { external_id, tags, source_identity, .. } = &plan.by else {
             unreachable!("only a plan that is had by AssumeRole gets here");
         };
+        self.knows(&plan.role)?;
         let clock = ServerClock::default();
         let session_token = keys.session_token.as_ref().map(ExposeSecret::expose_secret);
         // Whether base credentials are a session is known here alone; a plan that stands on another has been cut before.
@@ -33,7 +34,8 @@ impl StsClient {
             "rolecall",
         );
         let mut call = self
-            .client
+            .client()
+            .await
             .assume_role()
             .role_arn(plan.role.as_str())
             .role_session_name(plan.session_name.as_str())
@@ -57,7 +59,7 @@ impl StsClient {
             Err(err) => {
                 // A user's own keys have no token.
                 let secret = session_token.unwrap_or(keys.secret_access_key.expose_secret());
-                Err(answer::sorted(plan, secret, &err))
+                Err(self.sorted(plan, secret, &err))
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The hop that needs no credentials of ours: AssumeRoleWithWebIdentity.
 
-use super::answer::{self, Answer, ServerClock};
+use super::answer::{Answer, ServerClock};
 use super::{Error, StsClient, policies};
 use crate::credentials::Credentials;
 use crate::role::RolePlan;
@@ -12,9 +12,11 @@ impl StsClient {
         plan: &RolePlan,
         token: &BoundToken,
     ) -> Result<Credentials, Error> {
+        self.knows(&plan.role)?;
         let clock = ServerClock::default();
         let call = self
-            .client
+            .client()
+            .await
             .assume_role_with_web_identity()
             .role_arn(plan.role.as_str())
             .role_session_name(plan.session_name.as_str())
@@ -26,7 +28,7 @@ impl StsClient {
             .config_override(self.of_plan(plan));
         match call.send().await {
             Ok(output) => Answer::from(output).credentials(plan.session_duration, clock.date()),
-            Err(err) => Err(answer::sorted(plan, token.expose(), &err)),
+            Err(err) => Err(self.sorted(plan, token.expose(), &err)),
         }
     }
 }

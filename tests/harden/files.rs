@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 
 use nix::sys::signal::Signal;
@@ -170,6 +170,54 @@ fn of_all_programs_the_credential_process_runs_and_it_is_closed_in_too() {
         assert!(refused(runs("/bin/ls", "/")));
         assert!(refused(fs::read(at("other/key"))));
     });
+}
+
+#[test]
+fn a_ca_bundle_is_readable_after_each_renewal() {
+    let folder = tempfile::tempdir().unwrap();
+    // As a kubelet mounts a Secret: ca.crt -> ..data/ca.crt, and ..data -> the last renewal.
+    let (mount, data) = (folder.path().join("sts-ca"), folder.path().join("sts-ca/..data"));
+    let renewed = |name: &str| {
+        let _ = fs::remove_dir_all(mount.join(name));
+        fs::create_dir_all(mount.join(name)).unwrap();
+        fs::copy(
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/emulator/ca.pem"),
+            mount.join(name).join("ca.crt"),
+        )
+        .unwrap();
+        std::os::unix::fs::symlink(name, mount.join("new")).unwrap();
+        fs::rename(mount.join("new"), &data).unwrap();
+    };
+    renewed("..1");
+    std::os::unix::fs::symlink("..data/ca.crt", mount.join("ca.crt")).unwrap();
+    let elsewhere = folder.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(mount.join("ca.crt"), elsewhere.join("link.pem")).unwrap();
+    let other = &folder.path().join("other");
+    fs::write(other, "not for the agent").unwrap();
+    for bundle in &[mount.join("ca.crt"), elsewhere.join("link.pem")] {
+        // The kubelet is asked over a channel, which a test that fails closes.
+        let (ask, asked) = mpsc::channel();
+        let (done, renewal) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for name in asked {
+                    renewed(name);
+                    done.send(()).unwrap();
+                }
+            });
+            closed("bundle", &["--sts-ca-bundle", bundle.to_str().unwrap()], move || {
+                assert!(fs::read(bundle).is_ok());
+                for name in ["..2", "..3"] {
+                    ask.send(name).unwrap();
+                    renewal.recv().unwrap();
+                    assert!(fs::read(bundle).is_ok(), "{}", bundle.display());
+                }
+                assert!(refused(fs::read(other)));
+                assert!(refused(fs::write(bundle, "x")));
+            });
+        });
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::emulator::{Config, Emulator, Issuer, IssuerConfig, RoleConfig};
 use crate::identity::pods::ServiceAccountName;
 use crate::role::Defaults;
 use crate::sts::Sts;
+use crate::sts::endpoint::Settings;
 use crate::token::BoundToken;
 
 const ISSUER: &str = "https://oidc.example.com/a";
@@ -61,7 +62,7 @@ impl World {
         let bound = Emulator::bind(config, ([127, 0, 0, 1], 0).into()).await.unwrap();
         let (emulator, url) = (bound.emulator(), bound.url());
         tokio::spawn(bound.serve());
-        let client = StsClient::new("eu-west-1", Some(&url), None).unwrap();
+        let client = StsClient::new("eu-west-1", Settings { url: Some(url), ..Settings::default() }).unwrap();
         Self { emulator, issuer, client }
     }
 
