@@ -4,6 +4,8 @@
 
 #[path = "support/pki.rs"]
 mod pki;
+#[path = "support/stub.rs"]
+mod stub;
 
 #[path = "other_sts/answers.rs"]
 mod answers;
@@ -11,8 +13,6 @@ mod answers;
 mod endpoints;
 #[path = "other_sts/proxies.rs"]
 mod proxies;
-#[path = "other_sts/stub.rs"]
-mod stub;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -22,6 +22,8 @@ mod net;
 mod netns;
 #[path = "support/node_metadata.rs"]
 mod node_metadata;
+#[path = "support/pki.rs"]
+mod pki;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/proxy.rs"]
@@ -33,6 +35,8 @@ mod scenario;
 mod sdk;
 #[path = "support/site.rs"]
 mod site;
+#[path = "support/stub.rs"]
+mod stub;
 #[path = "support/tenant.rs"]
 mod tenant;
 #[path = "support/two_sts.rs"]
@@ -70,10 +74,14 @@ mod kube2iam_pod_without_any_variable;
 mod local_cluster_with_untouched_manifests;
 #[path = "scenarios/microk8s_default_audience.rs"]
 mod microk8s_default_audience;
+#[path = "scenarios/minio_style_arn_behind_a_path_prefix.rs"]
+mod minio_style_arn_behind_a_path_prefix;
 #[path = "scenarios/pod_as_the_aws_webhook_writes_it.rs"]
 mod pod_as_the_aws_webhook_writes_it;
 #[path = "scenarios/pod_without_any_variable.rs"]
 mod pod_without_any_variable;
+#[path = "scenarios/regional_call_through_an_https_proxy.rs"]
+mod regional_call_through_an_https_proxy;
 #[path = "scenarios/roles_anywhere_style_credential_process.rs"]
 mod roles_anywhere_style_credential_process;
 #[path = "scenarios/several_roles_of_one_service_account.rs"]
@@ -82,3 +90,5 @@ mod several_roles_of_one_service_account;
 mod variable_by_admission_policy;
 #[path = "scenarios/variable_by_envfrom.rs"]
 mod variable_by_envfrom;
+#[path = "scenarios/vault_style_kms_client_behind_a_private_ca.rs"]
+mod vault_style_kms_client_behind_a_private_ca;

@@ -36,6 +36,11 @@ pub struct Agent {
     output: PathBuf,
 }
 
+/// Does the variable change what an agent does? Those of whoever runs the tests do not count.
+fn is_a_setting(name: &str) -> bool {
+    name.starts_with("ROLECALL_") || name.starts_with("AWS_") || name.to_ascii_lowercase().ends_with("_proxy")
+}
+
 impl Agent {
     /// Starts the shipped binary on `node`; what it says goes to a file.
     pub fn start(node: &Node, name: &str, kubeconfig: &Path, args: &[&str]) -> Self {
@@ -52,10 +57,11 @@ impl Agent {
     ) -> Self {
         let (socket, output) = (socket.into(), format!("/run/{name}.log").into());
         let file = File::create::<&PathBuf>(&output).unwrap();
-        for (name, _) in
-            std::env::vars().filter(|(name, _)| name.starts_with("ROLECALL_") || name.starts_with("AWS_"))
-        {
-            command.env_remove(name);
+        let chosen: BTreeSet<_> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
+        for (name, _) in std::env::vars().filter(|(name, _)| is_a_setting(name)) {
+            if !chosen.contains(std::ffi::OsStr::new(&name)) {
+                command.env_remove(name);
+            }
         }
         if !command.get_envs().any(|(name, _)| name == "ROLECALL_IMPERSONATE_NODE") {
             command.env("ROLECALL_IMPERSONATE_NODE", "true");

@@ -1,5 +1,7 @@
 //! Whatever stands at the STS's address: it notes what it is sent and answers bytes, over TLS or without; and a proxy.
 
+#![allow(clippy::unwrap_used, dead_code)]
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -78,6 +80,11 @@ impl Stub {
         Self { addr, seen, accepting }
     }
 
+    /// All that it was sent so far; the copy goes on counting.
+    pub(crate) fn seen(&self) -> Arc<Mutex<Vec<Request>>> {
+        Arc::clone(&self.seen)
+    }
+
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.seen.lock().unwrap().clone()
     }
@@ -95,6 +102,8 @@ pub(crate) enum Does {
     Answer(String),
     /// A CONNECT becomes a tunnel, to this address whatever was asked for; anything else is passed on to it.
     Proxy(SocketAddr),
+    /// What is asked below the path goes to this address, without the path; nothing else does.
+    Below(&'static str, SocketAddr),
     /// Takes it and says nothing.
     Hang,
 }
@@ -119,6 +128,16 @@ where
             } else {
                 server.write_all(format!("{}{}", request.head, request.body).as_bytes()).await?;
             }
+            copy_bidirectional(&mut stream, &mut server).await.map(drop)
+        }
+        Does::Below(path, target) => {
+            let Some(below) = request.head.strip_prefix(&format!("POST {path}/")) else {
+                return stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
+            };
+            let mut server = TcpStream::connect(target).await?;
+            // One request a connection, since the next would go by unread.
+            let head = format!("POST /{}", below.replacen("\r\n", "\r\nConnection: close\r\n", 1));
+            server.write_all(format!("{head}{}", request.body).as_bytes()).await?;
             copy_bidirectional(&mut stream, &mut server).await.map(drop)
         }
     }
@@ -146,7 +165,8 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Request> {
     }
 }
 
-fn acceptor(leaf: &Leaf) -> TlsAcceptor {
+/// What serves that certificate.
+pub(crate) fn acceptor(leaf: &Leaf) -> TlsAcceptor {
     let chain = CertificateDer::pem_file_iter(&leaf.cert).unwrap().collect::<Result<_, _>>().unwrap();
     let key = PrivateKeyDer::from_pem_file(&leaf.key).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
