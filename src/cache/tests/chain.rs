@@ -3,6 +3,7 @@
 use super::*;
 use crate::fakes::ROLE;
 use crate::identity::pods::Pod;
+use crate::role::By;
 
 const TEAM: &str = "arn:aws:iam::999988887777:role/team";
 const OTHER: &str = "arn:aws:iam::999988887777:role/other";
