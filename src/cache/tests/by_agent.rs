@@ -79,9 +79,10 @@ async fn a_refusal_of_old_keys_ends_with_them() {
         assert_eq!(world.code().await, "StsDenied");
         tokio::time::sleep(MINUTE).await;
     }
+    assert_eq!(world.code().await, "StsDenied");
     world.sts.fail(None);
     let calls = world.sts.calls();
-    // In the first moments of the last refusal, which holds for up to a minute.
+    // In the first moments of a refusal that would hold for half a minute and more.
     secret.write("AKIANEW");
     tokio::time::sleep(Duration::from_secs(6)).await;
     let served = world.ask().await.1.unwrap();
