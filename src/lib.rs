@@ -22,7 +22,8 @@
 //! [`audit`], [`metrics`] and [`telemetry`] are for the operator; [`base_credentials`] are the agent's own, where it has any;
 //! [`shutdown`] drains; [`harden`] gives up what the process does
 //! not need; [`time`] and [`sys`] are the clock and the only `unsafe`. Beside it: [`dev`] runs the same path on loopback, [`emulator`] is
-//! the STS that it talks to, [`oidc`] makes what an issuer publishes and what IAM must know of it, [`roles`] writes the first `--allow-role` flags, `net` gives a node its
+//! the STS that it talks to, [`oidc`] makes what an issuer publishes and what IAM must know of it, [`issuer`] is one of our own for clusters
+//! that cannot have another, [`roles`] writes the first `--allow-role` flags, `net` gives a node its
 //! addresses, and `fakes` are the two doors in memory (feature `testing`).
 //!
 //! # What must never break
