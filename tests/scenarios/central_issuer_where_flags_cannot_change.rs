@@ -33,6 +33,13 @@ fn central_issuer_where_flags_cannot_change() {
         let secret = it.aws.secret("shop/db", "hunter2");
         let read = allow("secretsmanager:GetSecretValue", "*");
         let role = it.aws.role("web", &trusts("web", &it.name), &read);
+        // This one counts by tags as well, and whoever comes without them is refused.
+        let mut counted = trusts("tagged", &it.name);
+        counted["Action"] =
+            json!(["sts:AssumeRoleWithWebIdentity", "sts:TagSession", "sts:SetSourceIdentity"]);
+        counted["Condition"]["StringEquals"]["aws:RequestTag/kubernetes-namespace"] = it.name.clone().into();
+        counted["Condition"]["StringEquals"]["sts:SourceIdentity"] = format!("{}.tagged", it.name).into();
+        let tagged = it.aws.role("tagged", &counted, &allow("secretsmanager:GetSecretValue", "*"));
         let (_, sts) = it.aws.open();
 
         let folder = tempfile::tempdir().unwrap();
@@ -65,6 +72,19 @@ fn central_issuer_where_flags_cannot_change() {
         let line = agent.lines_about(&pod.uid).into_iter().find(|line| line["code"] == "ok").unwrap();
         let id = line["token.id"].as_str().unwrap();
         issuer.until_it_says(&format!("\"token.id\":\"{id}\"")).await;
+
+        it.account_with("tagged", json!({"rolecall.dev/role-arn": tagged})).await;
+        let pod = it.pod("tagged").await;
+        pod.is_refused_with("StsDenied").await;
+        let asks = json!({
+            "rolecall.dev/role-arn": tagged,
+            "rolecall.dev/session-tags": "kubernetes-namespace,kubernetes-pod-name",
+            "rolecall.dev/source-identity": "{namespace}.{service-account}",
+        });
+        it.annotate("tagged", asks).await;
+        let to = "169.254.170.23:9902".parse().unwrap();
+        pod.until(to, crate::agent::SOON, |answer| answer.status == 200).await;
+        pod.must("secretsmanager", "get_secret_value", &json!({"SecretId": secret}));
 
         // STS refuses whom the role does not trust.
         it.account_with("api", json!({"rolecall.dev/role-arn": role})).await;
