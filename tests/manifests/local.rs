@@ -117,6 +117,31 @@ fn the_sts_of_the_overlay_has_no_power_and_a_configuration_that_it_reads() {
 }
 
 #[test]
+fn the_command_that_switches_instance_metadata_on_reaches_both_who_need_it() {
+    let page = include_str!("../../docs/instance-metadata.md");
+    let set = "    kubectl -n rolecall set env daemonset/rolecall ROLECALL_IMDS_LISTEN=";
+    let command = page.lines().find(|line| line.starts_with(set)).expect("a command");
+    let variables: Vec<String> = command
+        .split(' ')
+        .filter(|word| word.starts_with("ROLECALL_"))
+        .map(|word| word.replace('\'', ""))
+        .collect();
+    let file = manifest("3-agent.yaml");
+    let args: Vec<&str> = ["set", "env", "--local", "-f", &file]
+        .into_iter()
+        .chain(variables.iter().map(String::as_str))
+        .collect();
+    let changed = ApiServer::shared().json(&args);
+    for container in containers(&changed["spec"]["template"]["spec"]) {
+        let env = container["env"].as_array().expect("env");
+        let has =
+            |name: &str, value: &str| env.iter().any(|one| one["name"] == name && one["value"] == value);
+        assert!(has("ROLECALL_IMDS_LISTEN", &config::imds::LISTEN.join(",")), "{env:?}");
+        assert!(has("ROLECALL_METADATA_GUARD", "enforce"), "{env:?}");
+    }
+}
+
+#[test]
 fn the_pages_commands_are_those_of_the_overlay() {
     let overlay = std::fs::read_to_string(manifest("local/kustomization.yaml")).expect("it is there");
     let command = overlay.lines().find_map(|line| line.strip_prefix("#     ")).expect("a command");
