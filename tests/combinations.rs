@@ -179,3 +179,27 @@ fn every_annotation_of_the_readme_has_its_row() {
         assert!(row.is_some(), "docs/combinations.md has no row for {name}");
     }
 }
+
+/// Flags that say where things are, or what they are called, and change nothing of what goes with what.
+const OF_THEIR_OWN: [&str; 9] = [
+    "--node-name",
+    "--metrics-listen",
+    "--local-socket",
+    "--kubeconfig",
+    "--impersonate-node",
+    "--issuer-ca-bundle",
+    "--issuer-token-file",
+    "--region",
+    "--sts-ca-bundle",
+];
+
+#[test]
+fn every_flag_of_the_readme_has_its_row_or_stands_alone() {
+    let section = README.split_once("\n## Flags\n").unwrap().1.split("\n## ").next().unwrap();
+    let flags = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let rows = [table("added"), table("in every way")].concat();
+    for flag in flags.filter(|flag| flag.starts_with("--")) {
+        let row = rows.iter().any(|row| Settings::read(&row[0]).flags.contains_key(flag));
+        assert!(row != OF_THEIR_OWN.contains(&flag), "docs/combinations.md and this list: where is {flag}?");
+    }
+}
