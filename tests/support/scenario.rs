@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use aws_sdk_sts::config::Credentials;
@@ -67,7 +67,11 @@ pub fn scenario_on(
         let tenant = Tenant::new(server, &name, json!({})).await;
         let aws = Aws::new(server, &node);
         let log = format!("/run/{name}.log");
-        play(&Scenario { name, node: &node, server, aws, tenant, pods: AtomicU16::new(10) }).await;
+        let seen = Arc::new(Seen::default());
+        let pods = AtomicU16::new(10);
+        play(&Scenario { name, node: &node, server, aws, tenant, pods, seen: Arc::clone(&seen) }).await;
+        assert!(seen.served.load(Ordering::Relaxed), "no call of a service with the served keys");
+        assert!(seen.denied.load(Ordering::Relaxed), "no refusal after it");
         tells_no_secret(&std::fs::read_to_string(log).expect("every scenario has an agent"));
     });
 }
@@ -81,6 +85,14 @@ pub struct Scenario<'n> {
     pub aws: Aws<'n>,
     tenant: Tenant,
     pods: AtomicU16,
+    seen: Arc<Seen>,
+}
+
+/// What a scenario has shown so far: each must show both.
+#[derive(Default)]
+struct Seen {
+    served: AtomicBool,
+    denied: AtomicBool,
 }
 
 impl Deref for Scenario<'_> {
@@ -170,7 +182,7 @@ impl Scenario<'_> {
             std::fs::write(folder.path().join(token["path"].as_str().unwrap()), token_text).unwrap();
             mounts.push((folder, mount["mountPath"].as_str().unwrap().to_owned()));
         }
-        App { pod, variables, mounts, moto: self.aws.moto.endpoint() }
+        App { pod, variables, mounts, moto: self.aws.moto.endpoint(), seen: Arc::clone(&self.seen) }
     }
 }
 
@@ -182,6 +194,7 @@ pub struct App {
     /// Folders with what the kubelet would have written, and where the container sees them.
     mounts: Vec<(tempfile::TempDir, String)>,
     moto: String,
+    seen: Arc<Seen>,
 }
 
 impl Deref for App {
@@ -221,6 +234,14 @@ impl App {
             let answer = self.call_once(service, operation, parameters);
             let passing = answer.as_ref().is_err_and(|said| said.contains("non 200 response 503"));
             if !passing || begun.elapsed() > SOON {
+                match &answer {
+                    Ok(_) => self.seen.served.store(true, Ordering::Relaxed),
+                    // By a service, or by STS through the agent; an STS that has every role still checks tokens.
+                    Err(said) if said.contains("AccessDenied") || said.contains("InvalidIdentityToken") => {
+                        self.seen.denied.store(true, Ordering::Relaxed);
+                    }
+                    Err(_) => {}
+                }
                 return answer;
             }
         }
