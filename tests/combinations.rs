@@ -181,7 +181,7 @@ fn every_annotation_of_the_readme_has_its_row() {
 }
 
 /// Flags that say where things are, or what they are called, and change nothing of what goes with what.
-const OF_THEIR_OWN: [&str; 9] = [
+const OF_THEIR_OWN: [&str; 8] = [
     "--node-name",
     "--metrics-listen",
     "--local-socket",
@@ -190,7 +190,6 @@ const OF_THEIR_OWN: [&str; 9] = [
     "--issuer-ca-bundle",
     "--issuer-token-file",
     "--region",
-    "--sts-ca-bundle",
 ];
 
 #[test]
