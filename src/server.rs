@@ -23,6 +23,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
@@ -88,14 +89,17 @@ impl Door {
     }
 
     async fn serve(self, stream: TcpStream, visitor: Visitor, drain: Drain) {
+        let _ = stream.set_nodelay(true);
         match self {
             Self::Ecs(endpoint) => {
                 let answers = ecs::Connection::new(endpoint, visitor);
-                connection(stream, move |request| Arc::clone(&answers).answer(request), drain).await;
+                let answer = move |request| Arc::clone(&answers).answer(request);
+                connection(stream, HEADER_READ, answer, drain).await;
             }
             Self::Imds(endpoint) => {
                 let answers = imds::Connection::new(endpoint, visitor);
-                connection(stream, move |request| Arc::clone(&answers).answer(request), drain).await;
+                let answer = move |request| Arc::clone(&answers).answer(request);
+                connection(stream, HEADER_READ, answer, drain).await;
             }
         }
     }
@@ -139,15 +143,20 @@ pub async fn serve(listener: TcpListener, source: Source, door: Door, limits: Ar
     }
 }
 
-async fn connection<A>(stream: TcpStream, answer: impl Fn(Request<Incoming>) -> A, drain: Drain)
-where
+/// Answers what comes over `stream`, where half a request may hang for `idle`, until the peer leaves; when `drain` begins, the
+/// request it is at is finished.
+pub(crate) async fn connection<A>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    idle: Duration,
+    answer: impl Fn(Request<Incoming>) -> A,
+    drain: Drain,
+) where
     A: Future<Output = Result<Response<Full<Bytes>>, Infallible>>,
 {
-    let _ = stream.set_nodelay(true);
     let service = service_fn(answer);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ)
+        .header_read_timeout(idle)
         .max_buf_size(BUFFER)
         .max_headers(MAX_HEADERS)
         // Never `pipeline_flush`: while requests keep coming it holds back every answer, without a bound.

@@ -10,9 +10,6 @@ use http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTE
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
@@ -25,6 +22,7 @@ use super::proof::Trail;
 use super::refusal::Refusal;
 use crate::identity::authorization::Presented;
 use crate::identity::evidence::Origin;
+use crate::server;
 use crate::server::limits::{Admission, Limits};
 use crate::shutdown::Drain;
 
@@ -40,8 +38,6 @@ const HEADER_READ: Duration = Duration::from_secs(30);
 const DEADLINE: Duration = Duration::from_millis(4500);
 /// Two tokens, of which one is in the head.
 const MAX_BODY: usize = 16 * 1024;
-const BUFFER: usize = 16 * 1024;
-const MAX_HEADERS: usize = 64;
 /// What is published may be kept for as long as it takes an operator to look twice.
 const PUBLIC: HeaderValue = HeaderValue::from_static("public, max-age=60");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -98,25 +94,11 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let accepting = issuer.tls().accept(stream);
     let Ok(Ok(stream)) = timeout(HANDSHAKE, accepting).await else { return };
-    let admission = &admission;
-    let service = service_fn(|request| {
-        let issuer = Arc::clone(&issuer);
+    let answer = |request| {
+        let (issuer, admission) = (Arc::clone(&issuer), &admission);
         async move { Ok::<_, Infallible>(issuer.answer(request, peer, admission).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ)
-        .max_buf_size(BUFFER)
-        .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        _ = connection.as_mut() => {}
-        () = drain.begun() => {
-            connection.as_mut().graceful_shutdown();
-            let _ = timeout(drain.deadline(), connection).await;
-        }
-    }
+    };
+    server::connection(stream, HEADER_READ, answer, drain).await;
 }
 
 impl Issuer {
