@@ -181,17 +181,11 @@ fn the_pages_commands_lead_to_an_agent_with_the_keys_and_without_the_right_to_mi
     let lines = steps.lines().filter_map(|line| line.strip_prefix("    "));
     let script: Vec<&str> = lines.filter(|line| !line.contains("rollout status")).collect();
     assert!(script.len() > 10, "{script:?}");
-    // What the page's reader has at the last step, when the first file has been removed.
-    let again = "printf '[default]' >credentials\nkubectl -n rolecall create secret generic rolecall-base-credentials --from-file=credentials --dry-run";
-    let script = script.join("\n").replace(
-        "kubectl -n rolecall create secret generic rolecall-base-credentials --from-file=credentials --dry-run",
-        again,
-    );
     let directory = |path: &Path| path.parent().unwrap().to_str().unwrap().to_owned();
     let path = [directory(Path::new(ROLECALL)), server.state().join("bin").to_str().unwrap().to_owned()];
     let path = format!("{}:{}", path.join(":"), std::env::var("PATH").unwrap());
     let mut bash = Command::new("bash");
-    bash.args(["-euc", &script])
+    bash.args(["-euc", &script.join("\n")])
         .current_dir(home.path())
         .env("HOME", home.path())
         .env("PATH", path)
