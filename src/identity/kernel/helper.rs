@@ -46,33 +46,45 @@ pub(super) struct Caller {
 /// The kernel's, if there is no further thread.
 pub(super) fn start(ladder: Ladder, witnesses: Arc<Witnesses>) -> io::Result<SyncSender<Job>> {
     let (sender, jobs) = sync_channel(QUEUE);
-    let mut helper = Helper { ladder, witnesses };
-    thread::Builder::new().name("attest".into()).spawn(move || {
-        while let Ok(first) = jobs.recv() {
-            helper.answer(first, &jobs);
-        }
-    })?;
+    let mut helper = Helper { ladder, witnesses, waiting: Vec::new() };
+    thread::Builder::new().name("attest".into()).spawn(move || while helper.round(&jobs).is_some() {})?;
     Ok(sender)
 }
 
 struct Helper {
     ladder: Ladder,
     witnesses: Arc<Witnesses>,
+    waiting: Vec<Caller>,
 }
 
 impl Helper {
-    /// One walk serves all that wait: it begins after each of them was sent.
-    fn answer(&mut self, first: Job, jobs: &Receiver<Job>) {
-        let (mut waiting, mut again) = (Vec::new(), false);
-        for job in std::iter::once(first).chain(jobs.try_iter()) {
-            let Job::Caller(caller) = job else {
-                again = true;
-                continue;
-            };
-            // Whoever does not wait any more is not worth milliseconds of those who do.
-            if caller.answer.is_closed() {
-                continue;
+    /// Answers one caller of each link: a bridged pod that starts hundreds costs its neighbours no more than one. `None` when
+    /// nobody waits, and nobody can come any more.
+    fn round(&mut self, jobs: &Receiver<Job>) -> Option<()> {
+        let mut again = false;
+        while self.waiting.len() < QUEUE {
+            let idle = self.waiting.is_empty() && !again;
+            let job = if idle { Some(jobs.recv().ok()?) } else { jobs.try_recv().ok() };
+            match job {
+                Some(Job::Caller(caller)) => self.waiting.push(caller),
+                Some(Job::Again) => again = true,
+                None => break,
             }
+        }
+        // Whoever does not wait any more is not worth milliseconds of those who do.
+        self.waiting.retain(|caller| !caller.answer.is_closed());
+        let mut links = HashSet::new();
+        // Where only the address tells, one walk is for all.
+        let first = |caller: &mut Caller| caller.way.link().is_none_or(|link| links.insert(link));
+        let callers = self.waiting.extract_if(.., first).collect();
+        self.answer(callers, again);
+        Some(())
+    }
+
+    /// One walk serves all: it begins after each of them was sent.
+    fn answer(&mut self, callers: Vec<Caller>, again: bool) {
+        let mut waiting = Vec::new();
+        for caller in callers {
             match self.by_witness(&caller) {
                 Ok(None) => waiting.push(caller),
                 Ok(Some(uid)) => drop(caller.answer.send(Ok(uid))),

@@ -41,6 +41,14 @@ impl Way {
             Self::Handed(_) => None,
         }
     }
+
+    /// Our end of the caller's cable, if that is known.
+    pub(super) fn link(&self) -> Option<u32> {
+        match self {
+            Self::Cable(cable) => Some(cable.link),
+            Self::Handed(_) => None,
+        }
+    }
 }
 
 /// A cable to a namespace.
