@@ -96,7 +96,7 @@ impl Template {
             .replace("{node}", &self.node)
             .replace("{cluster}", &self.cluster);
         let clean = clean(&full);
-        if (2..=MAX).contains(&clean.len()) {
+        if (2..=MAX).contains(&clean.len()) && !is_cut(&clean) {
             return SessionName(clean.into());
         }
         // Two long names that begin alike stay two names, and each stays the same everywhere.
@@ -106,6 +106,13 @@ impl Template {
         let kept: String = clean.chars().take(MAX - 1 - HASH_DIGITS).collect();
         SessionName(format!("{kept}-{hash}").into())
     }
+}
+
+/// Has a name the form of one that was cut? No whole name may stay so, or a tenant could choose it to be another's cut one.
+fn is_cut(name: &str) -> bool {
+    name.len() == MAX
+        && name.as_bytes()[MAX - HASH_DIGITS - 1] == b'-'
+        && name.bytes().skip(MAX - HASH_DIGITS).all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Is a name by this template made of what is proved? A source identity that an issuer of ours signs is its word, not the tenant's who

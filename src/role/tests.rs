@@ -212,6 +212,24 @@ fn long_names_are_cut_without_becoming_one() {
 }
 
 #[test]
+fn a_cut_name_is_nobodys_whole_name() {
+    let template = Template::parse("{namespace}.{service-account}", "n", "").unwrap();
+    let name = |name: &str| {
+        let account = ServiceAccountName { namespace: "shop".into(), name: name.into() };
+        template.render(&account, None).as_str().to_owned()
+    };
+    let cut = name(&"long".repeat(20));
+    let claimed = name(cut.strip_prefix("shop.").unwrap());
+    assert_ne!(claimed, cut);
+    assert_eq!(claimed.len(), 64);
+    // Others of that length are what they were.
+    for last in ["-0123456", "-0123456g", "-a0b1c2d3e"] {
+        let whole = format!("{}{last}", "x".repeat(64 - "shop.".len() - last.len()));
+        assert_eq!(name(&whole), format!("shop.{whole}"));
+    }
+}
+
+#[test]
 fn another_role_or_audience_is_another_key() {
     let annotations = |role: &str, audience: &str| {
         [(ROLE_ARN, role), (EKS_AUDIENCE, audience)].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
