@@ -13,6 +13,7 @@ pub use self::permitted::{ALLOWED_ROLES, Format, Namespace, PERMITTED};
 use super::annotations::{ASSUME_ROLE_ARN, EKS_ROLE_ARN, EXTERNAL_ID, ROLE_ARN, SESSION_NAME};
 use super::{Error, RoleArn, session_name};
 use crate::identity::pods::ServiceAccountName;
+use crate::policy::Policy;
 
 /// The pod's annotations.
 pub const ROLE: &str = "iam.amazonaws.com/role";
@@ -145,6 +146,7 @@ impl Rules {
         asked: &Asked,
         namespace: &Namespace,
         of_account: &BTreeMap<String, String>,
+        policy: &Policy,
     ) -> Result<BTreeMap<String, String>, Error> {
         let invalid = |annotation: &str, reason: String| Error::InvalidPlan {
             account: account.clone(),
@@ -175,6 +177,10 @@ impl Rules {
                     "the ServiceAccount asks for {last:.200}, and the pod's {ROLE} for {role}: make them equal, or take one away"
                 ),
             ));
+        }
+        // The operator's globs before the expressions of a tenant, which cost more.
+        if !policy.allows(&account.namespace, role.as_str()) {
+            return Err(Error::NotAllowed { account: account.clone(), role });
         }
         self.permits(namespace, &role).map_err(|Forbidden { annotation, reason }| Error::NotPermitted {
             account: account.clone(),

@@ -66,7 +66,7 @@ impl ByPod {
             return Some(made.roles.clone());
         }
         let plan = rules
-            .annotations(name, asked, &namespace, &account.annotations)
+            .annotations(name, asked, &namespace, &account.annotations, &defaults.policy)
             .and_then(|annotations| RolePlan::from_annotations(name, &account.uid, &annotations, defaults))
             .map_err(|refusal| asked.names(refusal));
         let roles = only(plan.map(Arc::new));

@@ -17,6 +17,8 @@ pub const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
 /// program's size times the ARN's length.
 const LONGEST_EXPRESSION: usize = 4096;
 const LARGEST_PROGRAM: usize = 128 << 10;
+/// Of all the expressions of a list, which share it equally, so that what one may take does not hang on what stands before it.
+const LARGEST_PROGRAMS: usize = 2 * LARGEST_PROGRAM;
 const DEEPEST: u32 = 50;
 /// Entries of a list.
 const MOST_ENTRIES: usize = 256;
@@ -71,7 +73,7 @@ fn by_expression(expression: &str, role: &RoleArn) -> Result<(), String> {
     if expression.is_empty() {
         return Err("it is empty, which permits nothing".into());
     }
-    match whole(expression)?.is_match(role.as_str()) {
+    match whole(expression, LARGEST_PROGRAM)?.is_match(role.as_str()) {
         true => Ok(()),
         false => Err(format!("{} does not match the whole ARN", shown(expression))),
     }
@@ -83,9 +85,13 @@ fn by_list(list: &str, role: &RoleArn, base: Option<&str>, format: Format) -> Re
     if entries.len() > MOST_ENTRIES {
         return Err(format!("it has more than {MOST_ENTRIES} entries"));
     }
+    if format == Format::Regexp && entries.iter().map(String::len).sum::<usize>() > LONGEST_EXPRESSION {
+        return Err(format!("its expressions have more than {LONGEST_EXPRESSION} bytes together"));
+    }
+    let share = LARGEST_PROGRAM.min(LARGEST_PROGRAMS / entries.len().max(1));
     let mut why = "no entry of it matches".to_owned();
     for entry in &entries {
-        match by_entry(entry, role, base, format) {
+        match by_entry(entry, role, base, format, share) {
             Ok(true) => return Ok(()),
             Ok(false) => {}
             Err(reason) => why = format!("{} of it: {reason}", shown(entry)),
@@ -94,7 +100,14 @@ fn by_list(list: &str, role: &RoleArn, base: Option<&str>, format: Format) -> Re
     Err(why)
 }
 
-fn by_entry(entry: &str, role: &RoleArn, base: Option<&str>, format: Format) -> Result<bool, String> {
+/// `share` is the largest program that its expression may be.
+fn by_entry(
+    entry: &str,
+    role: &RoleArn,
+    base: Option<&str>,
+    format: Format,
+    share: usize,
+) -> Result<bool, String> {
     // As kube2iam: what is no ARN stands behind the base ARN.
     let is_arn = entry.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("arn:"));
     let rest = match (is_arn, base) {
@@ -105,17 +118,17 @@ fn by_entry(entry: &str, role: &RoleArn, base: Option<&str>, format: Format) -> 
     let Some(rest) = rest else { return Ok(false) };
     match format {
         Format::Glob => Ok(glob(entry, rest)),
-        Format::Regexp => Ok(whole(entry)?.is_match(rest)),
+        Format::Regexp => Ok(whole(entry, share)?.is_match(rest)),
     }
 }
 
 /// The expression, for whole texts alone. It must be one by itself: `a)|(?:b` would undo what stands around it.
-fn whole(expression: &str) -> Result<Regex, String> {
+fn whole(expression: &str, largest: usize) -> Result<Regex, String> {
     if expression.len() > LONGEST_EXPRESSION {
         return Err(format!("it is longer than {LONGEST_EXPRESSION} bytes"));
     }
     let compile = |text: &str| {
-        RegexBuilder::new(text).size_limit(LARGEST_PROGRAM).nest_limit(DEEPEST).build().map_err(|_| {
+        RegexBuilder::new(text).size_limit(largest).nest_limit(DEEPEST).build().map_err(|_| {
             format!("{} is not a regular expression, or one that is too large", shown(expression))
         })
     };

@@ -39,7 +39,8 @@ fn permits(rules: &Rules, namespace: &[(&str, &str)], text: &str) -> bool {
 }
 
 fn annotations(pod: &[(&str, &str)], of_account: &[(&str, &str)]) -> Result<BTreeMap<String, String>, Error> {
-    rules().annotations(&account(), &asked(pod), &Namespace::default(), &map(of_account))
+    let policy = Policy::default();
+    rules().annotations(&account(), &asked(pod), &Namespace::default(), &map(of_account), &policy)
 }
 
 #[test]
@@ -230,6 +231,35 @@ fn an_expression_of_any_kind_costs_little() {
         // Unoptimized, on a machine that builds other things.
         assert!(begun.elapsed() < Duration::from_secs(3), "{:.40}: {:?}", expression, begun.elapsed());
     }
+    // A whole list of them costs little more than one: its entries share their bounds.
+    let rules = Rules::new(Some(BASE), false, Format::Regexp).unwrap();
+    for entry in ["(a?){300}x", "(.?){99}", "(.*){5000}", "((a{9}){9}){9}", "[", "((((a*)*)*)*)*b"] {
+        let list = serde_json::to_string(&[entry; 256][..]).unwrap();
+        let begun = Instant::now();
+        assert!(!permits(&rules, &[(permitted::ALLOWED_ROLES, &list)], &long), "{entry}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "256 of {entry}: {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn the_expressions_of_a_list_share_their_bounds() {
+    let rules = Rules::new(Some(BASE), false, Format::Regexp).unwrap();
+    let why = |entries: &[&str]| {
+        let list = serde_json::to_string(entries).unwrap();
+        let namespace = Namespace::of(&map(&[(permitted::ALLOWED_ROLES, &list)]));
+        rules.permits(&namespace, &rules.role("app").unwrap()).map_err(|forbidden| forbidden.reason)
+    };
+    let long = "a".repeat(100);
+    why(&[&[&*long; 40][..], &["app"]].concat()).unwrap();
+    let filler = format!("({long}|app)");
+    why(&[&[&*long; 39][..], &[&*filler]].concat()).unwrap();
+    let reason = why(&[&["app"][..], &[&*long; 41]].concat()).unwrap_err();
+    assert_eq!(reason, "its expressions have more than 4096 bytes together");
+    why(&["app", "(a?){300}x"]).unwrap();
+    // What one alone may take is too much for one of many.
+    why(&["a(p|(b?){300})p"]).unwrap();
+    let reason = why(&["a(p|(b?){300})p"; 20]).unwrap_err();
+    assert!(reason.contains("one that is too large"), "{reason}");
 }
 
 #[test]

@@ -136,6 +136,11 @@ fn the_operators_list_is_asked_whatever_the_namespace_permits() {
     assert_eq!(node.role(&wanting("shop-web")), "shop-web");
     assert_eq!(node.role(&wanting("bank-web")), "RoleNotAllowed");
     assert_eq!(node.role(&wanting("arn:aws:iam::999999999999:role/shop-web")), "RoleNotAllowed");
+    // It is asked first, so that a tenant's expressions run for no more than the operator's roles.
+    node.namespace(&[("iam.amazonaws.com/permitted", "[")]);
+    let refusal = |role: &str| node.0.plan_of(&wanting(role), None).unwrap().unwrap_err();
+    assert!(matches!(refusal("shop-web"), Error::NotPermitted { .. }));
+    assert!(matches!(refusal("bank-web"), Error::NotAllowed { .. }));
 }
 
 #[test]
