@@ -295,9 +295,9 @@ async fn tags_and_source_identity_are_of_what_the_api_server_says_and_sts_counts
     assert_eq!(sts(json!(all)).await.assume(&untagged).await, "AccessDenied");
 
     for (tags, identity) in [
-        ("team", "{namespace}."),
-        ("eks-cluster-name", "{namespace}."),
-        ("kubernetes-node", "{namespace}.root"),
+        ("team", "{namespace}.{service-account}"),
+        ("eks-cluster-name", "{namespace}.{service-account}"),
+        ("kubernetes-node", "{namespace}.{service-account}.root"),
     ] {
         let refused = ask(tags, identity).await;
         assert_eq!((refused.status, refused.code()), (403, "ClaimNotAllowed"), "{tags} {identity}");

@@ -137,6 +137,8 @@ mod tests {
             (None, Some("{service-account}")),
             (None, Some("{service-account}.{namespace}.")),
             (None, Some("{namespace}.{cluster}")),
+            (None, Some("{namespace}.{pod}")),
+            (None, Some("{namespace}.{service-account}.{pod}")),
             (None, Some("{user}")),
         ] {
             of_session(&web(), "", tags, identity).unwrap_err();

@@ -115,8 +115,10 @@ fn is_cut(name: &str) -> bool {
         && name.bytes().skip(MAX - HASH_DIGITS).all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Is a name by this template made of what is proved? A source identity that an issuer of ours signs is its word, not the tenant's who
-/// wrote the template: letters and digits come from placeholders alone, and the namespace, which has no dot, comes first.
+/// Is a name by this template that of the ServiceAccount, and of nobody else? Such a source identity is the word of our issuer, or of an
+/// agent with credentials of its own, and not the tenant's who wrote the template and named its pods: the namespace, which has no dot, and
+/// the ServiceAccount come first, what follows is parted from them by an `@`, which no name in Kubernetes has, and letters and digits
+/// come from placeholders alone.
 ///
 /// # Errors
 /// What it must be.
@@ -126,10 +128,12 @@ pub fn proves(template: &str) -> Result<(), String> {
         literal = literal.replace(&format!("{{{placeholder}}}"), "");
     }
     let plain = !literal.contains(|c: char| c.is_ascii_alphanumeric());
-    if plain && template.starts_with("{namespace}.") {
+    let rest = template.strip_prefix("{namespace}.{service-account}");
+    if plain && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('@')) {
         return Ok(());
     }
-    Err("in a token that the issuer signs it must begin with {namespace}. and have no letters or digits but those of placeholders".into())
+    Err("it must be {namespace}.{service-account}, or that and an @ and further placeholders, with no letters or digits but theirs: it is \
+         the word of the agent or of the issuer, and not the tenant's".into())
 }
 
 /// What STS takes of `text`; anything else becomes a hyphen, braces too.

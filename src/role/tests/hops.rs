@@ -102,13 +102,27 @@ fn a_token_of_the_issuer_takes_tags_and_a_source_identity_without_a_second_hop()
 
 #[test]
 fn a_source_identity_that_the_issuer_signs_is_made_of_what_is_proved() {
-    for text in
-        ["root", "{namespace}", "{namespace}.admin", "admin.{namespace}", "{service-account}.{namespace}"]
-    {
+    for text in [
+        "root",
+        "{namespace}",
+        "{namespace}.admin",
+        "admin.{namespace}",
+        "{service-account}.{namespace}",
+        // The tenant writes the pod's name: shop/junk with a pod named admin would be shop.admin.
+        "{namespace}.{pod}",
+        "{namespace}.{service-account}.{pod}",
+        "{namespace}.{service-account}-{node}",
+        "{namespace}.{service-account}{pod}",
+        "{namespace}.{service-account}@admin",
+    ] {
         let refused = signed(&[(ROLE_ARN, ROLE), (SOURCE_IDENTITY, text)]).unwrap_err();
-        assert!(refused.to_string().contains("must begin with {namespace}."), "{refused}");
+        assert!(refused.to_string().contains("must be {namespace}.{service-account}"), "{refused}");
     }
-    for text in ["{namespace}.{service-account}", "{namespace}.{pod}@{node}"] {
+    for text in [
+        "{namespace}.{service-account}",
+        "{namespace}.{service-account}@",
+        "{namespace}.{service-account}@{pod}.{node}",
+    ] {
         signed(&[(ROLE_ARN, ROLE), (SOURCE_IDENTITY, text)]).unwrap();
     }
 }
@@ -122,13 +136,15 @@ fn every_claim_makes_another_key_and_the_pods_own_makes_an_entry_per_pod() {
         key(&[(SESSION_TAGS, "kubernetes-namespace:transitive")]),
         key(&[(SESSION_TAGS, "kubernetes-namespace,kubernetes-node")]),
         key(&[(SOURCE_IDENTITY, "{namespace}.{service-account}")]),
-        key(&[(SOURCE_IDENTITY, "{namespace}.{node}")]),
+        key(&[(SOURCE_IDENTITY, "{namespace}.{service-account}@{node}")]),
     ];
     for (number, one) in keys.iter().enumerate() {
         assert!(!keys[..number].contains(one), "{number}");
     }
     let pod = |name: &str| Pod { service_account: account(), ..crate::fakes::pod(name, "10.0.0.7") };
-    for (annotation, text) in [(SESSION_TAGS, "kubernetes-pod-uid"), (SOURCE_IDENTITY, "{namespace}.{pod}")] {
+    for (annotation, text) in
+        [(SESSION_TAGS, "kubernetes-pod-uid"), (SOURCE_IDENTITY, "{namespace}.{service-account}@{pod}")]
+    {
         let plan = std::sync::Arc::new(signed(&[(ROLE_ARN, ROLE), (annotation, text)]).unwrap());
         let (a, b) = (plan.for_pod(&pod("a")), plan.for_pod(&pod("b")));
         assert!(a.key() != b.key() && a.pod == Some(PodUid::new("uid-a")), "{annotation}");
