@@ -187,6 +187,8 @@ impl Asked<'_> {
                           be it a pod's iam.amazonaws.com/session-name";
             return Err(self.invalid(annotation, reason.into()));
         }
+        // No first hop proves who the caller is: the agent may set what it likes, and trust policies believe it.
+        self.proved_source_identity()?;
         let plan = |session, by| RolePlan::new(self.account, self.account_uid, session, by);
         let with = match second {
             None => Base::Agent,
@@ -334,13 +336,16 @@ impl Asked<'_> {
 
     /// For a role that is had by a token alone.
     fn claims(&self) -> Result<Claims, Error> {
+        Ok(Claims { source_identity: self.proved_source_identity()?, tags: self.tags()? })
+    }
+
+    /// For a session that is made of our word alone.
+    fn proved_source_identity(&self) -> Result<Option<Name>, Error> {
         let source_identity = self.source_identity()?;
-        if let Some((annotation, Err(reason))) =
-            self.setting(SOURCE_IDENTITY).map(|(annotation, text)| (annotation, session_name::proves(text)))
-        {
-            return Err(self.invalid(annotation, reason));
+        if let Some((annotation, text)) = self.setting(SOURCE_IDENTITY) {
+            session_name::proves(text).map_err(|reason| self.invalid(annotation, reason))?;
         }
-        Ok(Claims { tags: self.tags()?, source_identity })
+        Ok(source_identity)
     }
 
     /// Trust policies decide by it, so it is never cleaned as a session name is.

@@ -27,7 +27,7 @@ fn what_assume_role_takes_goes_to_the_last_hop() {
         (ROLE_ARN, ROLE),
         (EXTERNAL_ID, "shop-1"),
         (SESSION_TAGS, "kubernetes-namespace"),
-        (SOURCE_IDENTITY, "me"),
+        (SOURCE_IDENTITY, "{namespace}.{service-account}@{node}"),
     ];
     let taken = |plan: &RolePlan| match &plan.by {
         By::AssumeRole { external_id, tags, source_identity, .. } => {
@@ -51,6 +51,20 @@ fn a_tenant_does_not_choose_the_name_by_which_alone_the_caller_is_known() {
     assert_eq!(err.code(), "InvalidPlan");
     assert!(err.to_string().contains("--session-name"), "{err}");
     plan(&[(ROLE_ARN, ROLE), (SESSION_NAME, "other.web")]).unwrap();
+}
+
+#[test]
+fn a_tenant_does_not_choose_a_source_identity_that_is_somebody_elses() {
+    for text in ["me", "shop.admin", "{namespace}.admin", "{namespace}.{pod}", "{pod}"] {
+        for more in [vec![], vec![(ASSUME_ROLE_ARN, TEAM)]] {
+            let all = [&[(ROLE_ARN, ROLE), (SOURCE_IDENTITY, text)][..], &more].concat();
+            let err = by_agent(&all).unwrap_err();
+            assert_eq!(err.code(), "InvalidPlan", "{text}");
+            assert!(err.to_string().contains("must be {namespace}.{service-account}"), "{err}");
+        }
+        // The web identity of the first hop is proved, and its role's policy says what may be set.
+        plan(&[(ROLE_ARN, ROLE), (ASSUME_ROLE_ARN, TEAM), (SOURCE_IDENTITY, text)]).unwrap();
+    }
 }
 
 #[test]
