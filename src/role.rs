@@ -28,13 +28,28 @@ pub const SESSION_LIFE: (Duration, Duration) = (Duration::from_secs(900), Durati
 /// Why a ServiceAccount has no usable plan.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// There is no role annotation, or no such ServiceAccount. There is no default role.
+    /// There is no role annotation, or none of this name. There is no default role.
     #[error("ServiceAccount {account} has no role here: annotate it with {annotation}")]
     NoRole {
         /// The caller's ServiceAccount.
         account: ServiceAccountName,
         /// Which annotation is missing.
         annotation: String,
+    },
+    /// It has roles, and none that is given unasked.
+    #[error(
+        "ServiceAccount {account} has roles by name alone: ask for one of them, or annotate it with {}",
+        annotations::ROLE_ARN
+    )]
+    NoDefaultRole {
+        /// The caller's ServiceAccount.
+        account: ServiceAccountName,
+    },
+    /// The API server has no such ServiceAccount (any more), so what it asked for is not known.
+    #[error("ServiceAccount {account} does not exist, and so has no role")]
+    NoServiceAccount {
+        /// The caller's ServiceAccount.
+        account: ServiceAccountName,
     },
     /// `--role-source=pod-annotation`, and the pod has no annotation.
     #[error("the pod has no role: this agent takes it from the pod's annotation {}", pod_annotation::ROLE)]
@@ -97,7 +112,10 @@ impl Error {
     /// The fixed word of the README's table of answers: metric label, log field and response code.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NoRole { .. } | Self::NoPodRole { .. } => "NoRole",
+            Self::NoRole { .. }
+            | Self::NoDefaultRole { .. }
+            | Self::NoServiceAccount { .. }
+            | Self::NoPodRole { .. } => "NoRole",
             Self::InvalidRole { .. } => "InvalidRole",
             Self::InvalidPlan { .. } => "InvalidPlan",
             Self::NotPermitted { .. } | Self::NotAllowed { .. } => "RoleNotAllowed",

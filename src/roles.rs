@@ -101,7 +101,9 @@ impl Found {
             }
         }
         // Most ServiceAccounts ask for nothing, which is no mistake.
-        let wrong = roles.refusals().filter(|refusal| !matches!(refusal, role::Error::NoRole { .. }));
+        let wrong = roles.refusals().filter(|refusal| {
+            !matches!(refusal, role::Error::NoRole { .. } | role::Error::NoDefaultRole { .. })
+        });
         self.wrong.extend(wrong.map(ToString::to_string));
     }
 }

@@ -106,7 +106,7 @@ impl ServiceAccounts {
             }
             return;
         }
-        self.set(account, Roles::none(account));
+        self.set(account, Roles::of_nobody(account));
     }
 
     /// Its last pod has left, and its watch is dropped.

@@ -214,7 +214,7 @@ fn is_role(plan: Option<&Plan>, role: &str) -> bool {
 }
 
 fn no_role(plan: Option<&Plan>) -> bool {
-    matches!(plan, Some(Err(role::Error::NoRole { .. })))
+    matches!(plan, Some(Err(role::Error::NoRole { .. } | role::Error::NoServiceAccount { .. })))
 }
 
 fn ip(text: &str) -> IpAddr {

@@ -74,10 +74,11 @@ impl Roles {
             .into_iter()
             .flat_map(|annotation| annotations.keys().filter_map(move |key| own(key, annotation)))
             .collect();
-        Self {
-            default: plan(None),
-            named: names.into_iter().map(|name| (name.clone(), plan(Some(&name)))).collect(),
-        }
+        let default = plan(None).map_err(|refusal| match refusal {
+            Error::NoRole { account, .. } if !names.is_empty() => Error::NoDefaultRole { account },
+            refusal => refusal,
+        });
+        Self { default, named: names.into_iter().map(|name| (name.clone(), plan(Some(&name)))).collect() }
     }
 }
 
@@ -124,6 +125,13 @@ impl Asked<'_> {
             }
             None => None,
         };
+        // Before it is said that there is no role: what is misspelt may have been meant for one.
+        if let Some(name) = self.annotations.keys().find(|name| !self.understands(name)) {
+            return Err(self.invalid(
+                name.clone(),
+                "this version of the agent does not understand it, and so grants nothing".into(),
+            ));
+        }
         let (first, second) = match (first, second) {
             (Some((first, _)), second) => (first, second),
             (None, Some((_, annotation))) => {
@@ -133,12 +141,6 @@ impl Asked<'_> {
             }
             (None, None) => return Err(Error::no_role(self.account, self.name)),
         };
-        if let Some(name) = self.annotations.keys().find(|name| !self.understands(name)) {
-            return Err(self.invalid(
-                name.clone(),
-                "this version of the agent does not understand it, and so grants nothing".into(),
-            ));
-        }
         // A hop to the role that is already held would only shorten its session.
         let second = second.map(|(role, _)| role).filter(|second| *second != first);
         for role in std::iter::once(&first).chain(&second) {

@@ -50,9 +50,9 @@ pub struct Roles {
 }
 
 impl Roles {
-    /// No role at all.
-    pub fn none(account: &ServiceAccountName) -> Self {
-        Self { default: Err(Error::no_role(account, None)), named: BTreeMap::new() }
+    /// Those of a ServiceAccount that does not exist.
+    pub fn of_nobody(account: &ServiceAccountName) -> Self {
+        Self { default: Err(Error::NoServiceAccount { account: account.clone() }), named: BTreeMap::new() }
     }
 
     /// The plan of the role with this name; without a name, of the default one.

@@ -50,6 +50,13 @@ fn no_annotation_is_no_role() {
 }
 
 #[test]
+fn an_annotation_that_is_not_understood_is_never_no_role() {
+    assert_eq!(code(&[("rolecall.dev/rol-arn", ROLE)]), "InvalidPlan");
+    assert_eq!(code(&[("rolecall.dev/role-arn.Team", ROLE)]), "InvalidPlan");
+    assert_eq!(code(&[("rolecall.dev/policy-arns.team", "arn:aws:iam::aws:policy/A")]), "InvalidPlan");
+}
+
+#[test]
 fn a_malformed_arn_is_named_with_its_value() {
     for value in [
         "",

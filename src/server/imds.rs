@@ -289,7 +289,8 @@ impl Endpoint {
     }
 
     /// What the node's own service answers, for the pods that may ask it: those of a namespace of the operator's choice, proved by
-    /// the kernel, and without a role of their own. A role that is wrong is one of their own: it never turns into the node's.
+    /// the kernel, and without a role of their own. A role that is wrong, that has a name, or whose ServiceAccount is gone is one of
+    /// their own: it never turns into the node's.
     async fn pass_through(
         &self,
         caller: &Caller,

@@ -157,7 +157,10 @@ impl Refusal {
                 broker::Error::NotWatchedYet(_) => StatusCode::SERVICE_UNAVAILABLE,
                 broker::Error::Role(err) => match err {
                     // 404 ends it for every SDK but botocore, JS and Ruby: nothing here will change by asking again.
-                    role::Error::NoRole { .. } | role::Error::NoPodRole { .. } => StatusCode::NOT_FOUND,
+                    role::Error::NoRole { .. }
+                    | role::Error::NoDefaultRole { .. }
+                    | role::Error::NoServiceAccount { .. }
+                    | role::Error::NoPodRole { .. } => StatusCode::NOT_FOUND,
                     role::Error::InvalidRole { .. } | role::Error::InvalidPlan { .. } => {
                         StatusCode::BAD_REQUEST
                     }

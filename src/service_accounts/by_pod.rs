@@ -57,7 +57,7 @@ impl ByPod {
         // Each lock ends with its line: the maps are written by the watches while plans are made.
         let account = self.accounts.get(name).map(|account| account.clone())?;
         let namespace = self.namespaces.get(&name.namespace).map(|namespace| Arc::clone(&namespace))?;
-        let Some(account) = account else { return Some(Roles::none(name)) };
+        let Some(account) = account else { return Some(Roles::of_nobody(name)) };
         if let Some(made) = self.made.get(&pod.uid).filter(|made| {
             Arc::ptr_eq(&made.account, &account)
                 && Arc::ptr_eq(&made.namespace, &namespace)

@@ -129,6 +129,25 @@ fn every_change_counts_at_once() {
     assert!(!changes.has_changed().unwrap(), "an event that changes nothing wakes nobody");
 }
 
+/// What is not there cannot say that it wants no role: the node's may not take the place of that.
+#[test]
+fn a_service_account_that_is_gone_is_not_one_without_a_role() {
+    let is_gone = |node: &ServiceAccounts, pod: &Pod| {
+        let refusal = node.plan_of(pod, None).unwrap().unwrap_err();
+        assert_eq!(refusal.code(), "NoRole");
+        !matches!(refusal, Error::NoRole { .. } | Error::NoPodRole { .. })
+    };
+    let by_account = ServiceAccounts::new(Defaults::of_node("node-1"));
+    by_account.apply(&account("web"), "uid-of-account", &map(&[]));
+    assert!(!is_gone(&by_account, &pod("web", "10.0.0.7")));
+    by_account.absent(&account("web"));
+    assert!(is_gone(&by_account, &pod("web", "10.0.0.7")));
+
+    let by_pod = Node::watched(&["*=*"]);
+    by_pod.0.absent(&account("web"));
+    assert!(is_gone(&by_pod.0, &wanting("app")));
+}
+
 #[test]
 fn the_operators_list_is_asked_whatever_the_namespace_permits() {
     let node = Node::watched(&["shop=arn:aws:iam::111122223333:role/shop-*"]);
