@@ -48,8 +48,12 @@ use self::world::{Case, on_the_node, session_arn};
 
 const INSTALL: &[&str] =
     &["--imds-listen", "169.254.170.2:9904,[fd00:ec2::23]:9904", "--metadata-guard", "enforce"];
-const AGENT: &[&str] =
-    &["--imds-listen", "169.254.170.2:9904,[fd00:ec2::23]:9904", "--imds-passthrough-namespace", "system"];
+const AGENT: &[&str] = &[
+    "--imds-listen",
+    "169.254.170.2:9904,[fd00:ec2::23]:9904",
+    "--imds-passthrough-namespace",
+    "system",
+];
 const NAMESPACES: &[&str] =
     &["routed", "bridged", "ipv6", "slow", "tokens", "upgraded", "refused", "system", "host"];
 
@@ -264,6 +268,9 @@ fn system_pods_without_a_role_of_their_own_reach_the_node_and_no_others() {
         let asked = real.asked();
         let last = asked.last().unwrap().to_lowercase();
         assert!(last.contains(&format!("x-aws-ec2-metadata-token: {theirs}")), "{last}");
+        let version_1 = ask(&cni, REAL, "GET", LIST, &[]).await;
+        assert_eq!(version_1.status, 401);
+        assert_eq!(real.asked().len(), asked.len(), "without a token nothing goes on");
         let forged = ask(&cni, REAL, "GET", LIST, &[("X-Forwarded-For", "10.0.0.1")]).await;
         assert_eq!(forged.status, 403);
         let lines = case.world.agent.lines_about(&cni.uid);
@@ -281,6 +288,14 @@ fn system_pods_without_a_role_of_their_own_reach_the_node_and_no_others() {
         let token = token(&wrong, REAL).await;
         assert_eq!(read(&wrong, REAL, LIST, &token).await.status, 400);
         assert_eq!(read(&wrong, REAL, &format!("{LIST}node"), &token).await.status, 400);
+        for (account, annotation, status) in
+            [("misspelt", "rolecall.dev/rol-arn", 400), ("named", "rolecall.dev/role-arn.team", 404)]
+        {
+            case.account_with(account, json!({annotation: session_arn(case.namespace, account)})).await;
+            let pod = case.pod(account).await;
+            let token = self::token(&pod, REAL).await;
+            assert_eq!(read(&pod, REAL, LIST, &token).await.status, status, "{account}");
+        }
         assert_eq!(real.asked().len(), before);
     });
 }

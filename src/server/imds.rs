@@ -318,6 +318,9 @@ impl Endpoint {
         if question.token.as_ref().is_some_and(|token| self.is_ours(caller, known.clone(), token)) {
             return Some(Err(RequestError::MetadataTokenInvalid.into()));
         }
+        if question.token.is_none() && question.method != Method::PUT && !self.settings.v1 {
+            return Some(Err(RequestError::MetadataTokenRequired.into()));
+        }
         let passed = passthrough.ask(question.into()).await;
         Some(passed.map(Answer::Passed).map_err(Refusal::Request))
     }
