@@ -52,10 +52,10 @@ const AGENT: &[&str] = &[
     "--imds-listen",
     "169.254.170.2:9904,[fd00:ec2::23]:9904",
     "--imds-passthrough-namespace",
-    "system",
+    "system,ailing",
 ];
 const NAMESPACES: &[&str] =
-    &["routed", "bridged", "ipv6", "slow", "tokens", "upgraded", "refused", "system", "host"];
+    &["routed", "bridged", "ipv6", "slow", "tokens", "upgraded", "refused", "system", "ailing", "host"];
 
 const REAL: &str = "169.254.169.254:80";
 const LIST: &str = "/latest/meta-data/iam/security-credentials/";
@@ -297,6 +297,25 @@ fn system_pods_without_a_role_of_their_own_reach_the_node_and_no_others() {
             assert_eq!(read(&pod, REAL, LIST, &token).await.status, status, "{account}");
         }
         assert_eq!(real.asked().len(), before);
+    });
+}
+
+/// SDKs would take a PUT that fails for a service of version 1.
+#[test]
+fn while_the_node_does_not_answer_a_token_is_given_all_the_same() {
+    on_the_node("ailing", async |case| {
+        let real = real(case).await;
+        case.account_with("cni", json!({})).await;
+        let cni = case.pod("cni").await;
+        real.hang_up(true);
+        let ours = token(&cni, REAL).await;
+        let away = read(&cni, REAL, LIST, node_metadata::TOKEN).await;
+        real.hang_up(false);
+        assert_ne!(ours, node_metadata::TOKEN);
+        assert_eq!(away.status, 503);
+        // At this SDKs ask for another one.
+        assert_eq!(read(&cni, REAL, LIST, &ours).await.status, 401);
+        assert_eq!(token(&cni, REAL).await, node_metadata::TOKEN);
     });
 }
 

@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -21,6 +22,7 @@ pub const TOKEN: &str = "a-token-of-the-real-service";
 /// Its thread ends with the process.
 pub struct Metadata {
     asked: Arc<Mutex<Vec<String>>>,
+    hangs_up: Arc<AtomicBool>,
 }
 
 impl Metadata {
@@ -28,14 +30,23 @@ impl Metadata {
     pub fn start(outside: &Pod) -> Self {
         let listener = net::listen(outside, METADATA.parse().unwrap());
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-        let heads = Arc::clone(&asked);
+        let hangs_up: Arc<AtomicBool> = Arc::default();
+        let (heads, silent) = (Arc::clone(&asked), Arc::clone(&hangs_up));
         thread::spawn(move || {
             for stream in listener.incoming() {
+                if silent.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let heads = Arc::clone(&heads);
                 thread::spawn(move || while answer(stream.as_ref().unwrap(), &heads).is_some() {});
             }
         });
-        Self { asked }
+        Self { asked, hangs_up }
+    }
+
+    /// From now on, or no longer, new connections end without an answer.
+    pub fn hang_up(&self, on: bool) {
+        self.hangs_up.store(on, Ordering::SeqCst);
     }
 
     /// The heads of all requests so far.
