@@ -17,8 +17,6 @@ use super::source::due;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Far more than a document of credentials has.
 const MAX_OUTPUT: u64 = 64 * 1024;
-/// What is kept of what it says on stderr.
-const MAX_SAID: usize = 300;
 
 /// The words of a command. The first is a program's absolute path.
 #[derive(Clone, PartialEq, Eq)]
@@ -70,12 +68,16 @@ impl Command {
             format!("{} cannot be run: {err}{why}", self.program().display())
         })?;
         drop(child.stdin.take());
-        let (mut printed, mut said) = (Vec::new(), Vec::new());
+        let (mut printed, mut said) = (Vec::new(), 0);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let run = async {
             let (stdout, stderr) = (stdout.expect("it is piped"), stderr.expect("it is piped"));
-            let (mut stdout, mut stderr) = (stdout.take(MAX_OUTPUT), stderr.take(MAX_OUTPUT));
-            tokio::try_join!(stdout.read_to_end(&mut printed), stderr.read_to_end(&mut said))?;
+            let (mut stdout, mut stderr) = (stdout.take(MAX_OUTPUT), stderr);
+            let mut nowhere = tokio::io::sink();
+            (_, said) = tokio::try_join!(
+                stdout.read_to_end(&mut printed),
+                tokio::io::copy(&mut stderr, &mut nowhere)
+            )?;
             child.wait().await
         };
         let program = self.program().display();
@@ -85,9 +87,10 @@ impl Command {
             Ok(Ok(status)) => status,
         };
         if !status.success() {
-            // What it printed on stdout may be half of the credentials; stderr is for people.
-            let said: String = String::from_utf8_lossy(&said).trim().chars().take(MAX_SAID).collect();
-            return Err(format!("{program} failed ({status}): {said}"));
+            // Nothing that it printed: this is logged, and a helper that debugs can have keys on stderr as well.
+            return Err(format!(
+                "{program} failed ({status}), with {said} bytes on stderr, which are not logged: run it by hand to see them"
+            ));
         }
         let version = serde_json::from_slice::<serde_json::Value>(&printed)
             .ok()
