@@ -12,6 +12,7 @@
 //! that the API server ties to a live hostNetwork pod of this node (`review`), judged anew for each request. Whoever
 //! reads such a pod's token file on the host can be that pod; nothing here tells the two apart.
 
+pub(crate) mod allowance;
 pub mod authorization;
 pub mod confirm;
 pub mod evidence;

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod proof;
 pub mod refusal;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,13 +132,14 @@ impl Issuer {
         &self,
         agent: &Presented,
         question: &Question,
+        source: IpAddr,
         deadline: Instant,
         trail: &mut Trail,
     ) -> Result<Issued, Refusal> {
         if !self.audiences.contains(&question.audience) {
             return Err(Refusal::AudienceNotAllowed(question.audience.chars().take(100).collect()));
         }
-        let proved = self.prover.prove(agent, &question.token, deadline, trail).await?;
+        let proved = self.prover.prove(agent, &question.token, source, deadline, trail).await?;
         let Question { audience, session_tags, source_identity, .. } = question;
         let of_session = claims::of_session(
             proved.pod(),

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::Error;
+use super::allowance::Allowance;
 use super::authorization::{Fault, Token};
 use super::evidence::Origin;
 use super::pods::{Pod, PodUid, ServiceAccountName};
@@ -29,9 +30,6 @@ const MAX_KEPT: usize = 1024;
 const FLIGHTS_PER_SOURCE: u32 = 16;
 /// Questions of all sources at a time.
 const FLIGHTS: usize = 128;
-/// What one source may ask at once, and then each second. A pod's own token costs one a minute.
-const BURST: u32 = 20;
-const PER_SECOND: u32 = 5;
 
 /// SHA-256 of a token: the token itself is kept nowhere.
 type Hash = [u8; 32];
@@ -196,37 +194,23 @@ struct Flights {
 
 struct Source {
     flying: u32,
-    left: u32,
-    filled: Instant,
-}
-
-impl Source {
-    fn fill(&mut self, now: Instant) {
-        let gained = (now - self.filled).as_secs().saturating_mul(PER_SECOND.into());
-        if gained > 0 {
-            self.left = BURST.min(self.left.saturating_add(gained.try_into().unwrap_or(u32::MAX)));
-            self.filled = now;
-        }
-    }
+    allowance: Allowance,
 }
 
 impl Flights {
     fn charge(&mut self, source: Origin) -> Result<(), Error> {
         let now = Instant::now();
         if !self.sources.contains_key(&source) {
-            // Whoever is idle and has all is as one that never asked.
-            self.sources.retain(|_, source| {
-                source.fill(now);
-                source.flying > 0 || source.left < BURST
-            });
+            self.sources.retain(|_, source| source.flying > 0 || !source.allowance.is_full(now));
         }
         let flights = self.under_way.len();
-        let source = self.sources.entry(source).or_insert(Source { flying: 0, left: BURST, filled: now });
-        source.fill(now);
-        if source.left == 0 || source.flying >= FLIGHTS_PER_SOURCE || flights >= FLIGHTS {
+        let source = self
+            .sources
+            .entry(source)
+            .or_insert_with(|| Source { flying: 0, allowance: Allowance::new(now) });
+        if source.flying >= FLIGHTS_PER_SOURCE || flights >= FLIGHTS || !source.allowance.take(now) {
             return Err(Error::TooManyReviews);
         }
-        source.left -= 1;
         source.flying += 1;
         Ok(())
     }

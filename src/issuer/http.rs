@@ -1,7 +1,7 @@
 //! The issuer's HTTP: two public documents, and tokens for agents. Over TLS, bounded in connections, bytes and time.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ impl Issuer {
             if request.method() != Method::POST {
                 return Err(Refusal::MethodNotAllowed);
             }
-            let issued = self.issue(request, begun + DEADLINE, &mut trail).await?;
+            let issued = self.issue(request, peer.ip(), begun + DEADLINE, &mut trail).await?;
             self.audit.issued(&Asked { begun, peer, trail: &trail }, &issued);
             let body =
                 json!({"token": issued.token.expose_secret(), "expires_in": super::claims::LIFE.as_secs()});
@@ -144,6 +144,7 @@ impl Issuer {
     async fn issue(
         &self,
         request: Request<Incoming>,
+        source: IpAddr,
         deadline: Instant,
         trail: &mut Trail,
     ) -> Result<super::Issued, Refusal> {
@@ -162,7 +163,7 @@ impl Issuer {
         let question: Question = serde_json::from_slice(&body).map_err(|err| {
             Refusal::NotUnderstood(format!("its body, at line {} column {}", err.line(), err.column()))
         })?;
-        self.token(&agent, &question, deadline, trail).await
+        self.token(&agent, &question, source, deadline, trail).await
     }
 }
 

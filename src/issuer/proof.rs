@@ -4,7 +4,9 @@
 //! node of that pod into it. The pod's says for whom, in the same way. Both are for the issuer's own audience, so that neither
 //! is of use at STS, nor a token for STS here.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
@@ -12,11 +14,19 @@ use tokio::time::{Instant, timeout_at};
 
 use super::refusal::Refusal;
 use crate::cluster::{self, Cluster, Reviewed, Verdict};
+use crate::identity::allowance::{Allowance, BURST};
 use crate::identity::authorization::{Presented, Token};
 use crate::identity::pods::ServiceAccountName;
 
 /// Questions to the API server at once: what this costs it is bounded, whoever asks.
 const REVIEWS: usize = 32;
+/// What a proof asks the API server: about the agent's token, and about the pod's.
+const QUESTIONS: u32 = 2;
+/// Proofs that one address has under way; its others wait. All of their questions fit into its allowance, and a few mistakes beside
+/// them: an agent whose tokens are good gets all of its questions back, and is never refused, however many pods start at once.
+const PROOFS_PER_SOURCE: usize = 8;
+const MANY: &str = "too many questions of one address, or too many of its tokens were not good";
+const _: () = assert!(PROOFS_PER_SOURCE * QUESTIONS as usize + 4 <= BURST as usize);
 
 /// A live pod, as the API server has just named it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,15 +81,30 @@ pub struct Prover {
     /// The agents' ServiceAccount.
     agent: ServiceAccountName,
     reviews: Semaphore,
+    sources: Mutex<HashMap<IpAddr, Arc<Source>>>,
+}
+
+/// One address. Anybody can write a token that looks good until it is asked about, so each pays for its own questions.
+struct Source {
+    proofs: Semaphore,
+    allowance: Mutex<Allowance>,
+}
+
+impl Source {
+    fn allowance(&self) -> MutexGuard<'_, Allowance> {
+        self.allowance.lock().expect("nothing panics while it holds this lock")
+    }
 }
 
 impl Prover {
     /// Believes agents of `agent`, by tokens for `audience`.
     pub fn new(cluster: Arc<dyn Cluster>, audience: &str, agent: ServiceAccountName) -> Self {
-        Self { cluster, audience: [audience.to_owned()], agent, reviews: Semaphore::new(REVIEWS) }
+        let reviews = Semaphore::new(REVIEWS);
+        Self { cluster, audience: [audience.to_owned()], agent, reviews, sources: Mutex::default() }
     }
 
-    /// The pod that `pod` is the token of, if `agent` is the token of an agent on the pod's node.
+    /// The pod that `pod` is the token of, if `agent` is the token of an agent on the pod's node. `source` pays for the questions, and
+    /// has them back for a proof.
     ///
     /// # Errors
     /// Any doubt is a [`Refusal`].
@@ -87,6 +112,7 @@ impl Prover {
         &self,
         agent: &Presented,
         pod: &Presented,
+        source: IpAddr,
         deadline: Instant,
         trail: &mut Trail,
     ) -> Result<Proved, Refusal> {
@@ -95,7 +121,10 @@ impl Prover {
             Presented::Word(_) => return Err(Refusal::AgentTokenInvalid("it is no token".into())),
             Presented::Token(token) => token,
         };
-        let reviewed = self.review(token, deadline, Refusal::AgentTokenInvalid).await?;
+        let source = self.source(source);
+        let turn = timeout_at(deadline, source.proofs.acquire()).await;
+        let _turn = turn.map_err(|_| Refusal::Overloaded(MANY))?.expect("nobody closes it");
+        let reviewed = self.review(token, &source, deadline, Refusal::AgentTokenInvalid).await?;
         if account_of(&reviewed.user).as_ref() != Some(&self.agent) {
             return Err(Refusal::NotTheAgent(reviewed.user));
         }
@@ -103,7 +132,7 @@ impl Prover {
         trail.agent = Some(agent.clone());
 
         let token = pod.token().ok_or_else(|| Refusal::PodTokenInvalid("it is no token".into()))?;
-        let reviewed = self.review(token, deadline, Refusal::PodTokenInvalid).await?;
+        let reviewed = self.review(token, &source, deadline, Refusal::PodTokenInvalid).await?;
         let pod = Bound::new(reviewed).map_err(Refusal::PodTokenInvalid)?;
         trail.pod = Some(pod.clone());
         // Without this, whoever holds one node's agent could have the roles of every pod whose token comes to light.
@@ -111,13 +140,29 @@ impl Prover {
             let account = pod.account.clone();
             return Err(Refusal::OtherNode { account, pod: pod.node, agent: agent.node });
         }
+        source.allowance().give_back(QUESTIONS);
         Ok(Proved { agent, pod })
+    }
+
+    fn source(&self, address: IpAddr) -> Arc<Source> {
+        let mut sources = self.sources.lock().expect("nothing panics while it holds this lock");
+        if let Some(source) = sources.get(&address) {
+            return Arc::clone(source);
+        }
+        let now = Instant::now();
+        // Whoever asks nothing now and has all is as one that never asked.
+        sources.retain(|_, source| Arc::strong_count(source) > 1 || !source.allowance().is_full(now));
+        let allowance = Mutex::new(Allowance::new(now));
+        let source = Arc::new(Source { proofs: Semaphore::new(PROOFS_PER_SOURCE), allowance });
+        sources.insert(address, Arc::clone(&source));
+        source
     }
 
     /// Whose token it is. The API server looks the pod up as well: a token ends with its pod, up to ten seconds late.
     async fn review(
         &self,
         token: &Token,
+        source: &Source,
         deadline: Instant,
         invalid: fn(String) -> Refusal,
     ) -> Result<Reviewed, Refusal> {
@@ -127,6 +172,9 @@ impl Prover {
         }
         if token.remaining().is_zero() {
             return Err(invalid("it has expired".into()));
+        }
+        if !source.allowance().take(Instant::now()) {
+            return Err(Refusal::Overloaded(MANY));
         }
         let asked = async {
             let _permit = self.reviews.acquire().await.expect("nobody closes it");

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use futures_util::future::join_all;
 use serde_json::json;
 
+use super::super::allowance::BURST;
 use super::super::authorization::{AUDIENCE, Authorization, Presented, Required};
 use super::super::evidence::Doubt;
 use super::super::pods::Pods;

@@ -1,11 +1,17 @@
 //! Who is believed: fakes stand for the API server, so that its every answer can be tried.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
+
+use futures_util::future::join_all;
 
 use super::super::AUDIENCE;
 use super::*;
 use crate::fakes::{self, FakeCluster};
 use crate::identity::pods::Pod;
+
+const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
 
 struct World {
     cluster: Arc<FakeCluster>,
@@ -34,9 +40,13 @@ impl World {
     }
 
     async fn prove(&self, agent: &str, pod: &str) -> Result<Proved, Refusal> {
+        self.prove_from(NODE, agent, pod).await
+    }
+
+    async fn prove_from(&self, source: IpAddr, agent: &str, pod: &str) -> Result<Proved, Refusal> {
         let deadline = Instant::now() + Duration::from_secs(5);
         let (agent, pod) = (Presented::new(agent.as_bytes()), Presented::new(pod.as_bytes()));
-        self.prover.prove(&agent, &pod, deadline, &mut Trail::default()).await
+        self.prover.prove(&agent, &pod, source, deadline, &mut Trail::default()).await
     }
 
     async fn refusal(&self, agent: &str, pod: &str) -> &'static str {
@@ -142,4 +152,60 @@ async fn an_api_server_that_hangs_costs_no_more_than_the_deadline() {
     let begun = Instant::now();
     assert_eq!(world.refusal(&agent, &pod).await, "Overloaded");
     assert_eq!(begun.elapsed(), Duration::from_secs(5));
+}
+
+/// One that says all that it should, and that nobody signed.
+fn forged() -> String {
+    fakes::token_of(&agent(), AUDIENCE, Duration::from_secs(600))
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_shows_forged_tokens_uses_up_its_own_questions_and_nobody_elses() {
+    let world = World::new();
+    let (agent, pod) = (world.agents("here"), world.token(&web(), "here", |_| {}));
+    let bad = forged();
+    let answers = join_all((0..1000).map(|_| world.prove_from(OTHER, &bad, &pod))).await;
+    let codes = |code| answers.iter().filter(|answer| answer.as_ref().unwrap_err().code() == code).count();
+    assert_eq!((codes("AgentTokenInvalid"), codes("Overloaded")), (BURST as usize, 1000 - BURST as usize));
+    assert_eq!(world.cluster.reviews(), u64::from(BURST));
+    world.prove(&agent, &pod).await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    world.prove_from(OTHER, &agent, &pod).await.expect("its share comes back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_half_of_a_proof_is_free() {
+    let world = World::new();
+    let (agent, pod) = (world.agents("here"), world.token(&web(), "there", |_| {}));
+    for (agent, pod) in [(&agent, &forged()), (&agent, &pod), (&pod, &pod)] {
+        for _ in 0..100 {
+            let _ = world.prove_from(OTHER, agent, pod).await.unwrap_err();
+        }
+        assert!(world.cluster.reviews() <= u64::from(BURST));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_with_many_cold_pods_is_neither_refused_nor_slowed() {
+    let world = World::new();
+    let (agent, pod) = (world.agents("here"), world.token(&web(), "here", |_| {}));
+    world.cluster.slow(Duration::from_millis(10));
+    for _ in 0..4 {
+        assert_eq!(world.refusal(&forged(), &pod).await, "AgentTokenInvalid");
+    }
+    let begun = Instant::now();
+    for proved in join_all((0..110).map(|_| world.prove(&agent, &pod))).await {
+        proved.unwrap();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_has_all_of_its_questions_is_forgotten() {
+    let world = World::new();
+    let (agent, pod) = (world.agents("here"), world.token(&web(), "here", |_| {}));
+    for last in 0..100 {
+        world.prove_from(Ipv4Addr::new(10, 0, 1, last).into(), &agent, &pod).await.unwrap();
+    }
+    assert_eq!(world.prover.sources.lock().unwrap().len(), 1);
 }
