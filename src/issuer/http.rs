@@ -84,13 +84,17 @@ pub async fn serve(listener: TcpListener, issuer: Arc<Issuer>, drain: Drain) {
     }
 }
 
-async fn connection(
+pub(super) async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     issuer: Arc<Issuer>,
     admission: Admission,
     drain: Drain,
 ) {
+    // Before the handshake, which costs a signature: more than most requests do. Who does not wait for its turn is dropped.
+    if admission.turn().await.is_err() {
+        return;
+    }
     let _ = stream.set_nodelay(true);
     let accepting = issuer.tls().accept(stream);
     let Ok(Ok(stream)) = timeout(HANDSHAKE, accepting).await else { return };

@@ -5,6 +5,8 @@ use std::fs;
 use super::keys::SIGNING;
 use super::*;
 use crate::fakes::FakeCluster;
+use crate::identity::evidence::Origin;
+use crate::server::limits::Limits;
 
 const RSA: &str = include_str!("../../tests/oidc/rsa.key");
 const CERTIFICATE: &str = include_str!("../../tests/emulator/cert.pem");
@@ -128,5 +130,30 @@ fn the_documents_are_below_the_issuers_url_and_nowhere_else() {
         let discovery = issuer.document(&format!("{prefix}/{DISCOVERY}")).unwrap();
         let discovery: serde_json::Value = serde_json::from_slice(&discovery).unwrap();
         assert_eq!(discovery["issuer"], url);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_has_no_turn_left_costs_no_handshake() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let issuer = World::new("https://oidc.example.com").issuer;
+    let limits = Arc::new(Limits::new(http::CONNECTIONS));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for (flooded, answered) in [(false, true), (true, false)] {
+        let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        // Rustls answers what is no TLS with an alert.
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        stream.readable().await.unwrap();
+        let admission = limits.admit(Origin::Address(peer.ip())).unwrap();
+        for _ in 0..if flooded { 10_000 } else { 0 } {
+            let _ = futures_util::FutureExt::now_or_never(admission.turn());
+        }
+        let (_stop, drain) = shutdown::drain();
+        http::connection(stream, peer, Arc::clone(&issuer), admission, drain).await;
+        let mut answer = Vec::new();
+        // Closing what was not read resets the connection.
+        let _ = client.read_to_end(&mut answer).await;
+        assert_eq!(!answer.is_empty(), answered, "{answer:?}");
     }
 }
