@@ -198,9 +198,9 @@ mod linux {
         paths.extend(chosen.flat_map(|value| env::split_paths(&value).collect::<Vec<_>>()));
         // Renewed in the same way.
         let issuer = config.issuer.iter().flat_map(|door| door.ca_bundle.iter().chain([&door.token_file]));
-        paths.extend(issuer.map(|path| directory_of(path)));
+        paths.extend(issuer.filter_map(|path| around(path)));
         let base = config.sts_mode.base().map(Source::files).unwrap_or_default();
-        paths.extend(base.iter().map(|path| directory_of(path)));
+        paths.extend(base.iter().filter_map(|path| around(path)));
         paths.extend(config.sts.ca_bundle.iter().flat_map(|bundle| bundle_paths(&bundle.path)));
         if config.identity == Identity::Kernel {
             // cgroup and net/ of every process; the kernel keeps environ, maps and the like of others from us (ptrace).
@@ -217,10 +217,10 @@ mod linux {
             fs::canonicalize(RESOLVER[0])
                 .ok()
                 .filter(|path| !path.starts_with("/etc"))
-                .map(|path| directory_of(&path)),
+                .and_then(|path| around(&path)),
         );
         // Tokens and certificates are renewed by putting another file in their place: a rule for the file would be one for the old one.
-        paths.extend(client::files(kube).iter().map(|path| directory_of(path)));
+        paths.extend(client::files(kube).iter().filter_map(|path| around(path)));
         paths
     }
 
@@ -230,11 +230,9 @@ mod linux {
         let mut paths = Vec::new();
         // As many as the kernel follows.
         for _ in 0..40 {
-            let directory = directory_of(&path);
-            // All of the file system is too much for one file, which then cannot be renewed.
-            paths.push(if directory == Path::new("/") { path.clone() } else { directory.clone() });
+            paths.extend(around(&path));
             let Ok(to) = fs::read_link(&path) else { break };
-            path = directory.join(to);
+            path = directory_of(&path).join(to);
         }
         paths
     }
@@ -274,6 +272,18 @@ mod linux {
         let interp = (0..count).filter_map(header).find(|header| number(*header, 4) == Some(PT_INTERP))?;
         let name = at(number(interp.checked_add(8)?, 8)?, number(interp.checked_add(32)?, 8)?)?;
         path(name.split(|byte| *byte == 0).next()?)
+    }
+
+    /// What is opened for one file: its directory, so that it can be renewed. All of the file system is too much for that: of what is
+    /// directly in `/` it is the file alone, and of `/` itself nothing.
+    fn around(path: &Path) -> Option<PathBuf> {
+        // However it is written: `.` where we start in `/`, `/x/..`, a link.
+        let is_root = |path: &Path| fs::canonicalize(path).is_ok_and(|path| path == Path::new("/"));
+        let directory = directory_of(path);
+        if !is_root(&directory) {
+            return Some(directory);
+        }
+        (!is_root(path)).then(|| path.to_owned())
     }
 
     fn directory_of(path: &Path) -> PathBuf {

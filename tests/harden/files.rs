@@ -173,6 +173,35 @@ fn of_all_programs_the_credential_process_runs_and_it_is_closed_in_too() {
 }
 
 #[test]
+fn a_file_directly_in_the_root_opens_itself_and_not_all_that_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("own/config"), folder.path().join("other"));
+    fs::create_dir(folder.path().join("own")).unwrap();
+    fs::write(&other, "not for the agent").unwrap();
+    // Not a file of ours: tests write nothing there.
+    let words = "/bin/cat /nothing /tmp/../nothing --etc=/etc /";
+    fs::write(&path, format!("[default]\ncredential_process = {words}\n")).unwrap();
+    let base = ["--sts-mode=assume-role", "--allow-role=*=*"];
+    let issuer = [
+        "--token-source=issuer",
+        "--issuer-url=https://issuer.example.com",
+        "--issuer-token-file=/nothing.token",
+    ];
+    let closed_to_all_else = || {
+        assert!(refused(fs::read_dir("/")));
+        assert!(refused(fs::read(&other)));
+    };
+    closed_with("root", &base, &[("AWS_CONFIG_FILE", path.to_str().unwrap())], || {
+        assert!(fs::read(&path).is_ok());
+        assert!(fs::read("/etc/passwd").is_ok(), "it is named");
+        closed_to_all_else();
+    });
+    closed_with("root", &base, &[("AWS_CONFIG_FILE", "/nothing")], closed_to_all_else);
+    closed("root", &issuer, closed_to_all_else);
+    closed("root", &["--kubeconfig=/nothing"], closed_to_all_else);
+}
+
+#[test]
 fn a_ca_bundle_is_readable_after_each_renewal() {
     let folder = tempfile::tempdir().unwrap();
     // As a kubelet mounts a Secret: ca.crt -> ..data/ca.crt, and ..data -> the last renewal.
