@@ -24,8 +24,8 @@ use crate::server::reply::{METADATA_TOKEN_TTL, NO_STORE, RequestError};
 
 /// The real service. An address of the node's own network, and not of configuration: what answers there is believed to be AWS's.
 const REAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
-/// From the question to the whole answer; the real service takes milliseconds, and SDKs wait a second.
-const PATIENCE: Duration = Duration::from_millis(900);
+/// From the question to the whole answer; the real service takes milliseconds, and Go v2 waits half a second.
+const PATIENCE: Duration = super::HOLD;
 /// At once: it limits each instance, and what is more than that would be refused there.
 const AT_ONCE: usize = 16;
 /// User data is the largest, with 16 KiB.
