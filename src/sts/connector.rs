@@ -84,7 +84,7 @@ impl Proxy {
     pub fn parse(url: &str, no_proxy: &str) -> Result<Self, &'static str> {
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let parsed: http::Uri =
-            url.parse().map_err(|_| "is not an URL, such as http://proxy.example.com:3128")?;
+            url.parse().map_err(|_| "is not a URL, such as http://proxy.example.com:3128")?;
         let (scheme, host) = match (parsed.scheme_str(), parsed.host()) {
             (Some(scheme @ ("http" | "https")), Some(host)) if !host.is_empty() => (scheme, host),
             _ => return Err("must be http://HOST:PORT or https://HOST:PORT; no other proxy is supported"),
