@@ -6,7 +6,6 @@
 //!
 //! `--identity=kernel`: [`kernel`] names the pod's UID before a byte is parsed, and the kube API must agree: that pod
 //! is live on this node, and the source address is no other live pod's.
-
 //!
 //! Callers on the host network, pods and other processes alike, look the same to both. They are answered only by a token
 //! that the API server ties to a live hostNetwork pod of this node (`review`), judged anew for each request. Whoever
@@ -356,13 +355,9 @@ impl Identity {
     /// `status.podIP`, and the old owner of its address is not in its way.
     async fn vouched(&self, caller: &Caller, uid: &PodUid, deadline: Instant) -> Result<AttestedPod, Error> {
         let address = caller.address();
-        // The evidence of a first request is as old as the connection, and says that the pod was there then.
-        let since = if caller.pod().is_none() { caller.accepted() } else { Instant::now() };
         let agree = |mine, others| agree(address, uid, mine, others);
-        let pod = self.agreed(address, uid, since, deadline, agree).await?;
-        if caller.pod().is_none() {
-            caller.settle(uid.clone());
-        }
+        // A list that is younger than the connection may be hours older than its first request.
+        let pod = self.agreed(address, uid, Instant::now(), deadline, agree).await?;
         Ok(AttestedPod::new(pod, Proof::Kernel))
     }
 

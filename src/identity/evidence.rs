@@ -164,7 +164,7 @@ pub enum Known {
     Address(IpAddr),
 }
 
-/// One connection. Its pod is settled once: by the kernel before the first byte, or by the first request.
+/// One connection. Its pod is settled once: by the kernel before the first byte ([`Evidence`]), or by the first request.
 #[derive(Debug)]
 pub struct Caller {
     peer: SocketAddr,
@@ -172,6 +172,7 @@ pub struct Caller {
     origin: Origin,
     accepted: Instant,
     evidence: Evidence,
+    /// By the first request.
     pod: OnceLock<PodUid>,
 }
 
@@ -244,6 +245,7 @@ impl Caller {
         Self { evidence: Evidence::Kernel(evidence), ..self }
     }
 
+    /// The pod that its first request was attested for, where only an address tells.
     pub(super) fn pod(&self) -> Option<&PodUid> {
         self.pod.get()
     }

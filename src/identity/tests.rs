@@ -416,6 +416,23 @@ async fn a_list_from_before_the_question_does_not_bring_a_deleted_pod_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_list_from_between_a_connection_and_its_first_request_is_no_answer_to_that() {
+    let node = Node::kernel(&[]);
+    node.cluster.set_pods(vec![pod("web", IP), pod("other", "10.0.0.8")]);
+    let idle = vouched("web", IP);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        node.ask(&vouched("other", "10.0.0.8")).await.unwrap(),
+        "other",
+        "by a list, which shows web, too"
+    );
+    next_list_is_due().await;
+    node.set(&[&pod("other", "10.0.0.8")]);
+    assert_eq!(node.ask(&idle).await.unwrap_err(), Error::NoSuchPod { uid: PodUid::new("uid-web") });
+    assert_eq!(node.cluster.lists(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_shuts_down_is_still_itself_and_one_that_has_finished_is_not() {
     let node = Node::kernel(&[&terminating(pod("web", IP)), &finished(pod("job", "10.0.0.8"))]);
     let kept = vouched("web", IP);
