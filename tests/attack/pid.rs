@@ -77,13 +77,13 @@ fn a_number_that_changes_hands_between_two_steps_names_nobody() {
                             if look == looks {
                                 // The victim's process ends, and one of the attacker's has the number. Then the agent reads on.
                                 tree.show(pid, &of_attacker);
+                                recycle.send(()).unwrap();
                             } else {
                                 // One of its own for the next look: this one may still have its reader.
                                 mkfifo(&fifo, Mode::S_IRWXU).unwrap();
                             }
                             drop(read);
                         }
-                        recycle.send(()).unwrap();
                     });
                     let answer = ask(&attacker, "10.0.1.8", V4);
                     assert!(recycled.try_recv().is_ok(), "the agent looked less often than {looks} times");
