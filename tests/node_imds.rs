@@ -243,8 +243,8 @@ fn a_pod_that_is_refused_gets_nothing_of_the_node() {
                 let said = String::from_utf8_lossy(&output.stderr);
                 assert!(!output.status.success(), "{account}, {}: {said}", sdk.name);
             }
-            let lines = case.world.agent.lines_about(&pod.uid);
-            assert!(lines.iter().any(|line| line["code"] == code && line["endpoint"] == "imds"), "{lines:?}");
+            let told = |line: &serde_json::Value| line["code"] == code && line["endpoint"] == "imds";
+            case.world.agent.line_about(&pod.uid, told).await;
         }
         assert_eq!(real.asked().len(), before);
     });
@@ -273,8 +273,7 @@ fn system_pods_without_a_role_of_their_own_reach_the_node_and_no_others() {
         assert_eq!(real.asked().len(), asked.len(), "without a token nothing goes on");
         let forged = ask(&cni, REAL, "GET", LIST, &[("X-Forwarded-For", "10.0.0.1")]).await;
         assert_eq!(forged.status, 403);
-        let lines = case.world.agent.lines_about(&cni.uid);
-        let passed = lines.iter().find(|line| line["code"] == "PassedThrough").expect("it is audited");
+        let passed = case.world.agent.line_about(&cni.uid, |line| line["code"] == "PassedThrough").await;
         assert_eq!(passed["reason"], "PUT /latest/api/token");
         assert_eq!((&passed["evidence"], &passed["pod.name"]), (&"kernel".into(), &(*cni.name).into()));
 

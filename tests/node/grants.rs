@@ -206,7 +206,7 @@ fn by_address_the_next_owner_gets_its_own_role_and_the_last_one_nothing() {
         let refusal = last_answer(&mut kept, to).await;
         assert_eq!(refusal.status, 403, "{refusal:?}");
         assert!(["CallerAmbiguous", "CallerNotIdentified"].contains(&&*refusal.code()), "{refusal:?}");
-        assert!(agent.output().contains("--identity=ip believes the source address"), "{}", agent.output());
+        agent.until_it_says("--identity=ip believes the source address").await;
     });
 }
 

@@ -52,8 +52,7 @@ fn with_enforce_a_pod_that_is_refused_gets_nothing_from_instance_metadata_either
                 assert!(!output.status.success(), "{}: {said}", sdk.name);
                 assert!(!String::from_utf8_lossy(&output.stdout).contains(NODE_KEY), "{}: {said}", sdk.name);
             }
-            let lines = case.world.agent.lines_about(&pod.uid);
-            assert!(lines.iter().any(|line| line["code"] == code), "{code}: {lines:?}");
+            case.world.agent.line_about(&pod.uid, |line| line["code"] == code).await;
         }
         assert_eq!(metadata.asked().len(), 0);
 

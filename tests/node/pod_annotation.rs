@@ -129,7 +129,7 @@ fn what_the_namespace_permits_counts_while_its_pods_run() {
             }
         }
         // What was there before is not what made the difference.
-        assert!(agent.output().contains("iam.amazonaws.com/permitted"), "{}", agent.output());
+        agent.until_it_says("iam.amazonaws.com/permitted").await;
     });
 }
 

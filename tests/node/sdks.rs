@@ -190,7 +190,9 @@ fn an_sdk_in_a_pod_without_a_role_stops_at_404() {
         for (sdk, output) in identities(case, |environment| environment.full_uri(IPV4), its_own(&pods)) {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(!output.status.success(), "{}", sdk.name);
-            let refused = refusals(case, its_own(&pods)(sdk));
+            let pod = its_own(&pods)(sdk);
+            case.world.agent.line_about(&pod.uid, |line| line["code"] == "NoRole").await;
+            let refused = refusals(case, pod);
             // botocore and JS v3 try again after any answer; the audit says it once.
             let no_role = refused.iter().filter(|code| *code == "NoRole").count();
             assert_eq!(no_role, 1, "{}: {refused:?} {said}", sdk.name);

@@ -141,7 +141,7 @@ fn an_agent_that_starts_before_the_api_server_says_what_it_waits_for_and_becomes
         assert_eq!(ready.status.code(), Some(1));
         let said = String::from_utf8_lossy(&ready.stderr);
         assert!(said.contains("waiting for the kube API's first list of this node's pods"), "{said}");
-        assert!(agent.output().contains("waiting for the kube API"), "{}", agent.output());
+        agent.until_it_says("waiting for the kube API").await;
         let answer = pod.get(to).await;
         assert_eq!((answer.status, &*answer.code()), (503, "KubeUnavailable"), "{answer:?}");
 

@@ -69,7 +69,7 @@ fn central_issuer_where_flags_cannot_change() {
         assert_eq!(value["SecretString"], "hunter2");
         pod.is_denied_by("secretsmanager", "delete_secret", &json!({"SecretId": secret}));
         // Which token it was stands in both audit lines.
-        let line = agent.lines_about(&pod.uid).into_iter().find(|line| line["code"] == "ok").unwrap();
+        let line = agent.line_about(&pod.uid, |line| line["code"] == "ok").await;
         let id = line["token.id"].as_str().unwrap();
         issuer.until_it_says(&format!("\"token.id\":\"{id}\"")).await;
 

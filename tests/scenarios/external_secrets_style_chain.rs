@@ -73,8 +73,7 @@ fn external_secrets_style_chain() {
         it.account_with("other", by_other).await;
         it.pod("other").await.is_refused_with("StsDenied").await;
         // The agent's log says which hop it was, and what each of the roles must allow.
-        let said = agent.output();
-        assert!(said.contains(&format!("{team} to {other}: AccessDenied")), "{said}");
+        agent.until_it_says(&format!("{team} to {other}: AccessDenied")).await;
 
         // Without what the team's role asks for, the operator's own account is refused as well; put right, it is not.
         for (name, value) in [

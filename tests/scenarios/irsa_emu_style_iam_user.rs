@@ -80,7 +80,7 @@ fn irsa_emu_style_iam_user() {
         secret.write("..1", &keys);
         let agent = agent(it, &sts, &secret.file());
         agent.until_ready().await;
-        assert!(agent.output().contains(&format!("\"access_key_id\":\"{}\"", keys.0)), "{}", agent.output());
+        agent.until_it_says(&format!("\"access_key_id\":\"{}\"", keys.0)).await;
 
         // As IRSA's users have it: its audience and the life of its token mean nothing here, and stop nothing.
         let irsa = json!({

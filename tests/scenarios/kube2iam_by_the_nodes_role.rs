@@ -50,7 +50,7 @@ fn kube2iam_by_the_nodes_role() {
         command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", metadata.addr));
         let flags = [&flags[..], &["--sts-mode=assume-role", "--sts-endpoint-url", &sts]].concat();
         let agent = it.agent_by(command, &flags).await;
-        assert!(agent.output().contains("instance metadata at http://127.0.0.1"), "{}", agent.output());
+        agent.until_it_says("instance metadata at http://127.0.0.1").await;
 
         it.account_with("web", Value::Null).await;
         let pod = it.start(it, &wants(it, "web", json!({"iam.amazonaws.com/role": "k2i-web"}))).await;

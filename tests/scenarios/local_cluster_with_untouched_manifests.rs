@@ -106,6 +106,6 @@ fn local_cluster_with_untouched_manifests() {
         let pod = it.start(it, &it.object("nobody", &[])).await;
         let said = pod.call("s3", "list_buckets", &json!({})).expect_err("there are no credentials");
         assert!(said.contains("NoCredentialsError"), "{said}");
-        assert!(agent.lines_about(&pod.uid).iter().any(|line| line["code"] == "NoRole"));
+        agent.line_about(&pod.uid, |line| line["code"] == "NoRole").await;
     });
 }

@@ -35,7 +35,7 @@ fn regional_call_through_an_https_proxy() {
             .env("NO_PROXY", ".cluster.local,10.0.0.0/8")
             .env("AWS_CA_BUNDLE", authority.bundle());
         let agent = it.agent_by(command, &[]).await;
-        assert!(agent.output().contains(&format!("https://{STS}")), "{}", agent.output());
+        agent.until_it_says(&format!("https://{STS}")).await;
 
         it.account_with("web", json!({"rolecall.dev/role-arn": role})).await;
         let pod = it.pod("web").await;

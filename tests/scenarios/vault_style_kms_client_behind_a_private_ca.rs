@@ -58,7 +58,7 @@ fn vault_style_kms_client_behind_a_private_ca() {
         .await;
         put(&first.bundle(), &bundle);
         third.is_refused_with("StsDenied").await;
-        assert!(agent.output().contains("--sts-ca-bundle has changed"), "{}", agent.output());
+        agent.until_it_says("--sts-ca-bundle has changed").await;
     });
 }
 

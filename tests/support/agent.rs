@@ -93,12 +93,22 @@ impl Agent {
         fs::read_to_string(&self.output).unwrap()
     }
 
-    /// Its audit lines about the pod of that UID.
+    /// Waits for a text in what it writes: a thread of its own writes it, maybe after what it tells of.
+    pub async fn until_it_says(&self, text: &str) {
+        until(SOON, || self.output(), async || self.output().contains(text).then_some(())).await;
+    }
+
+    /// Waits for an audit line about the pod of that UID.
+    pub async fn line_about(&self, uid: &str, so: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        until(SOON, || self.output(), async || self.lines_about(uid).into_iter().find(&so)).await
+    }
+
+    /// Its audit lines about the pod of that UID, by now.
     pub fn lines_about(&self, uid: &str) -> Vec<serde_json::Value> {
         let uid = format!("\"pod.uid\":\"{uid}\"");
         self.output()
-            .lines()
-            .filter(|line| line.contains(&uid))
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n') && line.contains(&uid))
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
     }
