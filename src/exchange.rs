@@ -189,7 +189,8 @@ impl Exchange {
         tracing::info!(
             service_account = %plan.account, role.arn = %plan.role, access_key_id = credentials.access_key_id,
             expires = %credentials.expiration, sts.request_id = credentials.request_id,
-            role.base = plan.before().map(|before| before.role.as_str()), "new credentials",
+            role.base = plan.before().map(|before| before.role.as_str()),
+            packed_policy_percent = credentials.packed_policy_percent, "new credentials",
         );
         Ok(credentials)
     }

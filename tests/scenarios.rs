@@ -80,6 +80,8 @@ mod minio_style_arn_behind_a_path_prefix;
 mod pod_as_the_aws_webhook_writes_it;
 #[path = "scenarios/pod_without_any_variable.rs"]
 mod pod_without_any_variable;
+#[path = "scenarios/pods_with_tagged_sessions.rs"]
+mod pods_with_tagged_sessions;
 #[path = "scenarios/regional_call_through_an_https_proxy.rs"]
 mod regional_call_through_an_https_proxy;
 #[path = "scenarios/roles_anywhere_style_credential_process.rs"]
