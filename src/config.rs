@@ -6,6 +6,7 @@ pub mod imds;
 mod issuer;
 mod role_source;
 mod sts_mode;
+pub mod variables;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use prometheus::IntCounter;
-use rolecall::config::{self, Config};
+use rolecall::config::{self, Config, Mistakes, variables};
 use rolecall::harden::{self, FileSystem};
 use rolecall::metrics::Metrics;
 use rolecall::server::imds::token::Key;
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
         Command::Agent(args) => agent(args),
         Command::Probe { what, local_socket } => probe(what, &local_socket),
         #[cfg(target_os = "linux")]
-        Command::Net(args) => rolecall::net::run(args),
+        Command::Net(args) => checked(Ok(args)).map_or_else(|code| code, rolecall::net::run),
         Command::Dev(args) => run_dev(args),
         Command::Emulator(args) => emulator::run(args),
         Command::Issuer(args) => issuer(args),
@@ -90,13 +90,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// The configuration of what serves in a cluster, or all that is wrong with it and with the environment.
+fn checked<C>(config: Result<C, Mistakes>) -> Result<C, ExitCode> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let mut mistakes = variables::mistakes(&Cli::command(), names);
+    match config {
+        Ok(config) if mistakes.is_empty() => return Ok(config),
+        Ok(_) => {}
+        Err(Mistakes(others)) => mistakes.extend(others),
+    }
+    eprint!("{}", Mistakes(mistakes));
+    Err(ExitCode::from(EXIT_USAGE))
+}
+
 fn agent(args: config::Args) -> ExitCode {
-    let config = match Config::from_args(args, |name| std::env::var(name).ok()) {
+    let config = match checked(Config::from_args(args, |name| std::env::var(name).ok())) {
         Ok(config) => config,
-        Err(mistakes) => {
-            eprint!("{mistakes}");
-            return ExitCode::from(EXIT_USAGE);
-        }
+        Err(code) => return code,
     };
     // Before the first thread, which would not be bound by it.
     let hardened = harden::process().map_err(anyhow::Error::from).and_then(|()| {
@@ -115,12 +125,9 @@ fn agent(args: config::Args) -> ExitCode {
 }
 
 fn issuer(args: issuer::Args) -> ExitCode {
-    let config = match issuer::Config::from_args(args) {
+    let config = match checked(issuer::Config::from_args(args)) {
         Ok(config) => config,
-        Err(mistakes) => {
-            eprint!("{mistakes}");
-            return ExitCode::from(EXIT_USAGE);
-        }
+        Err(code) => return code,
     };
     let file_system = harden::process().and_then(|()| harden::files_but(config.kube(), config.folders()));
     let file_system = match file_system {
@@ -156,7 +163,7 @@ fn serve<F: Future<Output = anyhow::Result<()>>>(
     lines.flush(FLUSH);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(err) if err.is::<config::Mistakes>() => {
+        Err(err) if err.is::<Mistakes>() => {
             eprint!("{err}");
             ExitCode::from(EXIT_USAGE)
         }

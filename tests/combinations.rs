@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 use std::sync::Arc;
 
 use clap::Parser;
@@ -64,9 +65,22 @@ impl Way {
         Self { settings, name: path.strip_prefix('/').map(|name| RoleName::parse(name).unwrap()) }
     }
 
-    /// What the agent makes of it and of what is added: a plan, or the code and the message of the refusal. `start` is no code of
-    /// an answer.
-    fn outcome(&self, added: &Settings) -> Result<Arc<RolePlan>, (String, String)> {
+    /// Are these flags and variables the way's own already, or what is so without a word?
+    fn has(&self, added: &Settings) -> bool {
+        const SO_ANYHOW: [(&str, &str); 2] =
+            [("--role-source", "service-account"), ("--sts-mode", "web-identity")];
+        let own = |(flag, value): (&String, &String)| {
+            self.settings
+                .flags
+                .get(flag)
+                .map_or_else(|| SO_ANYHOW.contains(&(flag, value)), |own| own == value)
+        };
+        added.flags.iter().all(own) && added.variables.is_empty()
+    }
+
+    /// What the agent makes of it and of what is added: its configuration and a plan, or the code and the message of the refusal.
+    /// `start` is no code of an answer.
+    fn outcome(&self, added: &Settings) -> Result<(String, Arc<RolePlan>), (String, String)> {
         #[derive(Parser)]
         struct Agent {
             #[command(flatten)]
@@ -86,12 +100,13 @@ impl Way {
         annotations.iter().for_each(|(name, value)| asked.take(name, value));
         let asked = (!asked.is_empty()).then(|| Arc::new(asked));
         let account = ServiceAccountName { namespace: "shop".into(), name: "web".into() };
+        let shown = config.to_string();
         let pod = Pod { asked, service_account: account.clone(), ..fakes::pod("web-1", "10.0.0.7") };
         let accounts = ServiceAccounts::new(config.plan);
         accounts.apply(&account, "uid", &annotations);
         accounts.apply_namespace(&account.namespace, &annotations);
         let plan = accounts.plan_of(&pod, self.name.as_ref()).expect("all has been shown");
-        plan.map_err(|error| (error.code().to_owned(), error.to_string()))
+        plan.map(|plan| (shown, plan)).map_err(|error| (error.code().to_owned(), error.to_string()))
     }
 }
 
@@ -142,12 +157,18 @@ fn every_cell_of_the_page_is_what_the_agent_does() {
         for (column, cell) in columns.iter().zip(row).skip(1) {
             let (way, added) = (&ways[column], Settings::read(&row[0]));
             let (outcome, without) = (way.outcome(&added), way.outcome(&Settings::default()));
+            let without = without.expect("a way is one");
             let good = match (&**cell, &outcome) {
-                ("same", Ok(plan)) => Ok(plan) == without.as_ref(),
-                ("cut", Ok(plan)) => plan.cut_from.is_some(),
-                // A flag may change other things than the plan.
-                ("works", Ok(plan)) => {
-                    plan.cut_from.is_none() && (added.annotations.is_empty() || Ok(plan) != without.as_ref())
+                ("same", Ok((_, plan))) => *plan == without.1,
+                ("cut", Ok((_, plan))) => plan.cut_from.is_some(),
+                // A flag may change other things than the plan, and may say what is so already.
+                ("works", Ok(made)) => {
+                    let counts = if added.annotations.is_empty() {
+                        *made != without || way.has(&added)
+                    } else {
+                        made.1 != without.1
+                    };
+                    made.1.cut_from.is_none() && counts
                 }
                 (refusal, Err((code, said))) => refusals.get(refusal).is_some_and(|(expected, message)| {
                     used.insert(refusal.to_owned());
@@ -164,6 +185,40 @@ fn every_cell_of_the_page_is_what_the_agent_does() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let unused: Vec<_> = refusals.keys().filter(|name| !used.contains(*name)).collect();
     assert!(unused.is_empty(), "no cell has {unused:?}");
+}
+
+/// Only its API server knows them, which this agent does not have: `microk8s_default_audience` has one.
+const NEED_A_CLUSTER: [&str; 2] = ["the API server's own audience", "in the clear"];
+
+/// As whoever installs it meets them: the program itself, each start that the page refuses.
+#[test]
+fn what_does_not_start_ends_with_64_and_all_that_is_wrong() {
+    let refused = table("refusal").into_iter().skip(1).filter(|row| row[1] == "`start`");
+    let messages: BTreeMap<String, String> =
+        refused.map(|row| (row[0].clone(), row[2].trim_matches('`').to_owned())).collect();
+    let ways: Vec<Way> = table("way").iter().skip(1).map(|row| Way::read(row)).collect();
+    let mut begun = BTreeSet::new();
+    for row in table("added").into_iter().skip(1).chain(table("in every way").into_iter().skip(1)) {
+        for (way, cell) in ways.iter().zip(&row[1..]) {
+            let message = messages.get(cell).filter(|_| !NEED_A_CLUSTER.contains(&&**cell));
+            let Some(message) = message.filter(|_| begun.insert(cell.clone())) else { continue };
+            let Settings { flags, variables, .. } = way.settings.clone().with(&Settings::read(&row[0]));
+            let flags = flags.iter().flat_map(|(flag, value)| [flag, value]).filter(|word| !word.is_empty());
+            let output = Command::new(env!("CARGO_BIN_EXE_rolecall"))
+                .args(["agent", "--node-name", "node-1", "--metrics-listen", "nowhere"])
+                .args(flags)
+                .env_clear()
+                .envs(variables)
+                .env("ROLECALL_ALLOW_ROLES", "shop=*")
+                .output()
+                .unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(64), "{}: {said}", row[0]);
+            assert!(said.lines().any(|line| says(line, message)), "{}: {said}", row[0]);
+            assert!(said.contains("ROLECALL_ALLOW_ROLES: ") && said.contains("--metrics-listen: "), "{said}");
+        }
+    }
+    assert!(begun.len() > 20, "{begun:?}");
 }
 
 #[test]
