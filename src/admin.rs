@@ -2,10 +2,12 @@
 
 use std::convert::Infallible;
 use std::fs;
+use std::future::poll_fn;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,14 +26,13 @@ use crate::base_credentials::BaseCredentials;
 use crate::cache::Cache;
 use crate::identity::pods::Pods;
 use crate::metrics::Metrics;
+use crate::server::ACCEPT_PAUSE;
 
 /// Scrapers and probes are few; more than that is a mistake or a flood.
 const CONNECTIONS: usize = 32;
 const HEADER_READ: Duration = Duration::from_secs(2);
 /// A scrape or a status page takes milliseconds.
 const CONNECTION_LIFE: Duration = Duration::from_secs(30);
-/// Out of descriptors: the next accept may succeed, but not at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Shorter than a kubelet's probe timeout is usually set.
 const PROBE: Duration = Duration::from_secs(2);
 /// More than any `/statusz`; a bound, because something else may listen on the path.
@@ -89,7 +90,7 @@ impl Status {
         format!("{status:#}\n")
     }
 
-    fn local(&self, path: &str) -> (StatusCode, &'static str, String) {
+    fn local(&self, path: &str) -> Page {
         const TEXT: &str = "text/plain; charset=utf-8";
         match path {
             // Answering at all is being alive: there is one event loop, and it is this one.
@@ -103,7 +104,7 @@ impl Status {
         }
     }
 
-    fn public(&self, path: &str) -> (StatusCode, &'static str, String) {
+    fn public(&self, path: &str) -> Page {
         match path {
             "/metrics" => (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics()),
             _ => (StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "only /metrics is here\n".into()),
@@ -126,50 +127,50 @@ pub fn bind_local(path: &Path) -> io::Result<UnixListener> {
 
 /// Serves `/metrics` for ever.
 pub async fn serve_metrics(listener: TcpListener, status: Arc<Status>) {
-    let limit = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => connection(stream, &limit, Arc::clone(&status), Status::public),
-            Err(_) => sleep(ACCEPT_PAUSE).await,
-        }
-    }
+    serve(move |cx| listener.poll_accept(cx).map_ok(|(stream, _)| stream), move |path| status.public(path))
+        .await;
 }
 
 /// Serves the probes and the status page for ever.
 pub async fn serve_local(listener: UnixListener, status: Arc<Status>) {
-    let limit = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => connection(stream, &limit, Arc::clone(&status), Status::local),
-            Err(_) => sleep(ACCEPT_PAUSE).await,
-        }
-    }
+    serve(move |cx| listener.poll_accept(cx).map_ok(|(stream, _)| stream), move |path| status.local(path))
+        .await;
 }
 
-type Page = fn(&Status, &str) -> (StatusCode, &'static str, String);
+/// Status, content type and text of an operator's page.
+pub(crate) type Page = (StatusCode, &'static str, String);
 
-fn connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    limit: &Arc<Semaphore>,
-    status: Arc<Status>,
-    page: Page,
-) {
-    let Ok(permit) = Arc::clone(limit).try_acquire_owned() else { return };
-    tokio::spawn(async move {
-        let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-            let (code, kind, body) = page(&status, request.uri().path());
-            let mut response = Response::new(Full::new(Bytes::from(body)));
-            *response.status_mut() = code;
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-            async move { Ok::<_, Infallible>(response) }
+/// Answers what `accept` brings with the page of each path, for ever. The issuer's operators have theirs from here, too.
+pub(crate) async fn serve<S>(
+    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<S>>,
+    page: impl Fn(&str) -> Page + Clone + Send + 'static,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let limit = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(stream) = poll_fn(&mut accept).await else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let Ok(permit) = Arc::clone(&limit).try_acquire_owned() else { continue };
+        let page = page.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                let (code, kind, body) = page(request.uri().path());
+                let mut response = Response::new(Full::new(Bytes::from(body)));
+                *response.status_mut() = code;
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_READ)
+                .serve_connection(TokioIo::new(stream), service);
+            let _ = timeout(CONNECTION_LIFE, connection).await;
+            drop(permit);
         });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_READ)
-            .serve_connection(TokioIo::new(stream), service);
-        let _ = timeout(CONNECTION_LIFE, connection).await;
-        drop(permit);
-    });
+    }
 }
 
 /// Asks the agent behind `socket` for `path`: what `rolecall probe` and `rolecall net verify` do.

@@ -44,6 +44,8 @@ const MAX_HEADERS: usize = 64;
 /// Of the request of a caller that is turned away.
 const MAX_DISCARDED: usize = 4 * 1024;
 const BACKLOG: i32 = 1024;
+/// Out of descriptors, or the peer gave up: the next accept may succeed, but not at once.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Binds `address` exactly: before it exists (FREEBIND), where IPv6 is switched off, and never more than it.
 ///
@@ -107,20 +109,7 @@ impl Door {
 
 /// Serves `listener` until `drain` begins; connections then finish the request they are at.
 pub async fn serve(listener: TcpListener, source: Source, door: Door, limits: Arc<Limits>, drain: Drain) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = drain.begun() => return,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(err) => {
-                // Out of descriptors, or the peer gave up: the next accept may succeed, but not at once.
-                tracing::warn!(error = %err, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
+    while let Some((stream, peer)) = next(&listener, &drain).await {
         let Ok(local) = stream.local_addr() else { continue };
         let arrival = source.arrived(&stream, peer, local);
         let Some(admission) = limits.admit(arrival.origin()) else {
@@ -140,6 +129,23 @@ pub async fn serve(listener: TcpListener, source: Source, door: Door, limits: Ar
             let visitor = Visitor::new(caller, admission, arrived.elapsed());
             door.serve(stream, visitor, drain).await;
         });
+    }
+}
+
+/// The next connection that `listener` has; `None` once `drain` has begun.
+pub(crate) async fn next(listener: &TcpListener, drain: &Drain) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.begun() => return None,
+        };
+        match accepted {
+            Ok(accepted) => return Some(accepted),
+            Err(err) => {
+                tracing::warn!(error = %err, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 

@@ -65,19 +65,7 @@ fn presented<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Presented, D:
 /// Serves `listener` until `drain` begins; connections then finish the request they are at.
 pub async fn serve(listener: TcpListener, issuer: Arc<Issuer>, drain: Drain) {
     let limits = Arc::new(Limits::new(CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = drain.begun() => return,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(err) => {
-                tracing::warn!(error = %err, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
+    while let Some((stream, peer)) = server::next(&listener, &drain).await {
         // Closed without a word: a handshake would cost more than the connection that is refused.
         let Some(admission) = limits.admit(Origin::Address(peer.ip())) else { continue };
         tokio::spawn(connection(stream, peer, Arc::clone(&issuer), admission, drain.clone()));
