@@ -28,6 +28,7 @@ use crate::identity::evidence::Source;
 use crate::identity::pods::Pods;
 use crate::metrics::Metrics;
 use crate::role::{Defaults, RolePlan};
+use crate::server::front::Front;
 use crate::server::imds::passthrough::Passthrough;
 use crate::server::imds::token::Key;
 use crate::server::limits::Limits;
@@ -123,14 +124,15 @@ impl App {
 
     /// Serves `listeners` until `drain` begins, and keeps the plans in step with the pods.
     pub fn serve(self, listeners: Vec<TcpListener>, drain: &Drain, tasks: &mut JoinSet<()>) -> Result<()> {
-        let (broker, audit) = (Arc::clone(&self.broker), Arc::clone(&self.audit));
-        let endpoint = ecs::Endpoint::new(broker, audit, &addresses(&listeners)?, &self.instance);
-        let mut doors = vec![(Door::Ecs(endpoint), listeners)];
+        let front = |listeners: &[TcpListener]| {
+            let (broker, audit) = (Arc::clone(&self.broker), Arc::clone(&self.audit));
+            let addresses: std::io::Result<Vec<_>> = listeners.iter().map(TcpListener::local_addr).collect();
+            addresses.map(|addresses| Front::new(broker, audit, &addresses, &self.instance))
+        };
+        let mut doors = vec![(Door::Ecs(ecs::Endpoint::new(front(&listeners)?)), listeners)];
         let mut ahead = Ahead::Showing;
         if let Some((listeners, settings)) = self.imds {
-            let (audit, addresses) = (Arc::clone(&self.audit), addresses(&listeners)?);
-            let endpoint = imds::Endpoint::new(self.broker, audit, &addresses, &self.instance, settings);
-            doors.push((Door::Imds(endpoint), listeners));
+            doors.push((Door::Imds(imds::Endpoint::new(front(&listeners)?, settings)), listeners));
             ahead = Ahead::All;
         }
         let limits = Arc::new(Limits::default());
@@ -145,10 +147,6 @@ impl App {
         tasks.spawn(async move { match audit.keep_flushing().await {} });
         Ok(())
     }
-}
-
-fn addresses(listeners: &[TcpListener]) -> std::io::Result<Vec<SocketAddr>> {
-    listeners.iter().map(TcpListener::local_addr).collect()
 }
 
 /// Runs the node agent until a signal ends it.

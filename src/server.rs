@@ -2,6 +2,7 @@
 
 mod direct;
 pub mod ecs;
+pub mod front;
 pub mod imds;
 pub mod limits;
 pub mod reply;
@@ -94,14 +95,10 @@ impl Door {
         let _ = stream.set_nodelay(true);
         match self {
             Self::Ecs(endpoint) => {
-                let answers = ecs::Connection::new(endpoint, visitor);
-                let answer = move |request| Arc::clone(&answers).answer(request);
-                connection(stream, HEADER_READ, answer, drain).await;
+                connection(stream, HEADER_READ, |request| endpoint.answer(&visitor, request), drain).await;
             }
             Self::Imds(endpoint) => {
-                let answers = imds::Connection::new(endpoint, visitor);
-                let answer = move |request| Arc::clone(&answers).answer(request);
-                connection(stream, HEADER_READ, answer, drain).await;
+                connection(stream, HEADER_READ, |request| endpoint.answer(&visitor, request), drain).await;
             }
         }
     }

@@ -2,12 +2,11 @@
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use secrecy::ExposeSecret;
@@ -15,10 +14,11 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::direct;
+use super::front::Front;
 use super::reply::{self, Refusal, RequestError};
 use super::visitor::Visitor;
-use crate::audit::{Asked, Audit};
-use crate::broker::{Broker, Trail};
+use crate::audit::Asked;
+use crate::broker::Trail;
 use crate::credentials::Credentials;
 use crate::identity::Caller;
 use crate::identity::authorization::Presented;
@@ -33,105 +33,69 @@ pub const PATH: &str = "/v1/credentials";
 pub(crate) const HOLD: Duration = Duration::from_millis(900);
 
 /// What all connections of one agent share.
-pub struct Endpoint {
-    broker: Arc<Broker>,
-    audit: Arc<Audit>,
-    hosts: Vec<IpAddr>,
-    instance: HeaderValue,
-}
+pub struct Endpoint(Front);
 
 impl Endpoint {
-    /// An endpoint that answers to the addresses of `listeners`.
-    pub fn new(
-        broker: Arc<Broker>,
-        audit: Arc<Audit>,
-        listeners: &[SocketAddr],
-        instance: &str,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            broker,
-            audit,
-            hosts: listeners.iter().map(SocketAddr::ip).collect(),
-            instance: HeaderValue::from_str(instance).expect("an instance is hex digits"),
-        })
-    }
-}
-
-/// One connection.
-pub struct Connection {
-    endpoint: Arc<Endpoint>,
-    visitor: Visitor,
-}
-
-impl Connection {
-    /// A connection of `visitor`.
-    pub fn new(endpoint: Arc<Endpoint>, visitor: Visitor) -> Arc<Self> {
-        Arc::new(Self { endpoint, visitor })
+    /// The endpoint behind `front`.
+    pub fn new(front: Front) -> Arc<Self> {
+        Arc::new(Self(front))
     }
 
-    /// Answers one request. The deadline runs from the end of its head.
+    /// Answers one request of `visitor`. The deadline runs from the end of its head.
     ///
     /// # Errors
     /// Never: a refusal is an answer.
     pub fn answer(
-        self: Arc<Self>,
+        &self,
+        visitor: &Visitor,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> {
         let begun = Instant::now();
         // Checked and dropped before hyper reads on: a head that lives costs a new buffer of 8 KiB each time.
-        let checked = self.endpoint.check(&request);
+        let checked = self.check(&request);
         drop(request);
-        self.checked(begun, checked)
+        self.checked(visitor, begun, checked)
     }
 
     async fn checked(
-        self: Arc<Self>,
+        &self,
+        visitor: &Visitor,
         begun: Instant,
         checked: Result<(Option<RoleName>, Presented), RequestError>,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let endpoint = &*self.endpoint;
+        let (front, caller) = (&self.0, visitor.caller());
         let mut trail = Trail::default();
-        let deadline = begun + self.visitor.left_of(HOLD);
-        let answer = match self.visitor.turn().await.and(checked) {
+        let deadline = begun + visitor.left_of(HOLD);
+        let answer = match visitor.turn().await.and(checked) {
             Ok((role, presented)) => {
                 trail.role = role;
-                endpoint
-                    .broker
-                    .credentials(self.visitor.caller(), &presented, deadline, &mut trail)
-                    .await
-                    .map_err(Refusal::Broker)
+                let served = front.broker.credentials(caller, &presented, deadline, &mut trail).await;
+                served.map_err(Refusal::Broker)
             }
             Err(refused) => Err(Refusal::Request(refused)),
         };
-        self.visitor.answered();
-        let asked = Asked { endpoint: METRIC, begun, caller: self.visitor.caller(), trail: &trail };
+        visitor.answered();
+        let asked = Asked { endpoint: METRIC, begun, caller, trail: &trail };
         Ok(match answer {
             Ok(served) => {
-                endpoint.audit.granted(&asked, &served);
+                front.audit.granted(&asked, &served);
                 reply::credentials(served.body.clone())
             }
             Err(refusal) => {
-                let request_id = endpoint.audit.refused(&asked, &refusal);
-                reply::refusal(&refusal, &request_id, &endpoint.instance)
+                let request_id = front.audit.refused(&asked, &refusal);
+                reply::refusal(&refusal, &request_id, &front.instance)
             }
         })
     }
-}
 
-impl Endpoint {
     /// The answer, as bytes, to a connection that is not even read.
     pub fn turned_away(&self, caller: &Caller, refusal: RequestError) -> Vec<u8> {
-        let refusal = Refusal::Request(refusal);
-        let asked = Asked { endpoint: METRIC, begun: Instant::now(), caller, trail: &Trail::default() };
-        let request_id = self.audit.refused(&asked, &refusal);
-        reply::unread(&refusal, &request_id, &self.instance)
+        self.0.turned_away(METRIC, caller, refusal, reply::unread)
     }
-}
 
-impl Endpoint {
     /// The rules that need no identity. What Authorization holds is read here, and judged by [`crate::identity`].
     fn check<B>(&self, request: &Request<B>) -> Result<(Option<RoleName>, Presented), RequestError> {
-        let authorization = direct::check(request, &self.hosts)?;
+        let authorization = direct::check(request, &self.0.hosts)?;
         let rest = request.uri().path().strip_prefix(PATH).ok_or(RequestError::NotFound)?;
         let role = match rest.strip_prefix('/').map(RoleName::parse) {
             None if rest.is_empty() => None,

@@ -10,7 +10,7 @@ pub mod paths;
 pub mod token;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,10 +27,11 @@ use self::passthrough::{Passed, Passthrough};
 use self::paths::Path;
 use self::token::{Key, TTL_SECONDS};
 use super::direct;
+use super::front::Front;
 use super::reply::{self, Refusal, RequestError};
 use super::visitor::Visitor;
-use crate::audit::{Asked, Audit};
-use crate::broker::{self, Broker, Trail};
+use crate::audit::Asked;
+use crate::broker::{self, Trail};
 use crate::cache::Served;
 use crate::cluster::node::Facts;
 use crate::identity::Caller;
@@ -63,36 +64,8 @@ pub struct Settings {
 
 /// What all connections of one agent share.
 pub struct Endpoint {
-    broker: Arc<Broker>,
-    audit: Arc<Audit>,
-    hosts: Vec<IpAddr>,
-    instance: HeaderValue,
+    front: Front,
     settings: Settings,
-}
-
-impl Endpoint {
-    /// An endpoint that answers to instance metadata's addresses, and to those of `listeners`.
-    pub fn new(
-        broker: Arc<Broker>,
-        audit: Arc<Audit>,
-        listeners: &[SocketAddr],
-        instance: &str,
-        settings: Settings,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            broker,
-            audit,
-            hosts: HOSTS.into_iter().chain(listeners.iter().map(SocketAddr::ip)).collect(),
-            instance: HeaderValue::from_str(instance).expect("an instance is hex digits"),
-            settings,
-        })
-    }
-}
-
-/// One connection.
-pub struct Connection {
-    endpoint: Arc<Endpoint>,
-    visitor: Visitor,
 }
 
 /// A request, as far as it can be understood without knowing who sent it.
@@ -116,81 +89,79 @@ enum Answer {
     Passed(Passed),
 }
 
-impl Connection {
-    /// A connection of `visitor`.
-    pub fn new(endpoint: Arc<Endpoint>, visitor: Visitor) -> Arc<Self> {
-        Arc::new(Self { endpoint, visitor })
+impl Endpoint {
+    /// The endpoint behind `front`, which answers to instance metadata's addresses as well.
+    pub fn new(mut front: Front, settings: Settings) -> Arc<Self> {
+        front.hosts.extend(HOSTS);
+        Arc::new(Self { front, settings })
     }
 
-    /// Answers one request. The deadline runs from the end of its head.
+    /// Answers one request of `visitor`. The deadline runs from the end of its head.
     ///
     /// # Errors
     /// Never: a refusal is an answer.
     pub fn answer(
-        self: Arc<Self>,
+        &self,
+        visitor: &Visitor,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> {
         let begun = Instant::now();
         // Read and dropped before hyper reads on, as in `ecs`.
-        let question = self.endpoint.read(&request);
+        let question = self.read(&request);
         drop(request);
-        self.answered(begun, question)
+        self.answered(visitor, begun, question)
     }
 
     async fn answered(
-        self: Arc<Self>,
+        &self,
+        visitor: &Visitor,
         begun: Instant,
         question: Result<Question, RequestError>,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (endpoint, caller) = (&*self.endpoint, self.visitor.caller());
+        let (front, caller) = (&self.front, visitor.caller());
         let mut trail = Trail::default();
-        let deadline = begun + self.visitor.left_of(HOLD);
-        let turn = self.visitor.turn().await;
+        let deadline = begun + visitor.left_of(HOLD);
+        let turn = visitor.turn().await;
         let answer = match (turn, &question) {
             (_, Err(refused)) => Err(refused.clone().into()),
             // Whoever asks too often has waited; but SDKs take a PUT that fails with 5xx for the end of version 2.
             (Err(refused), Ok(question)) if question.method != Method::PUT => Err(refused.into()),
-            (_, Ok(question)) => endpoint.answer(caller, question, deadline, &mut trail).await,
+            (_, Ok(question)) => self.find(caller, question, deadline, &mut trail).await,
         };
-        self.visitor.answered();
+        visitor.answered();
         let asked = Asked { endpoint: METRIC, begun, caller, trail: &trail };
         Ok(match answer {
             Ok(Answer::Credentials(served)) => {
-                endpoint.audit.granted(&asked, &served);
+                front.audit.granted(&asked, &served);
                 reply::metadata(served.metadata())
             }
             Ok(Answer::Text(text)) => {
-                endpoint.audit.answered(&asked);
+                front.audit.answered(&asked);
                 reply::metadata(text)
             }
             Ok(Answer::Token(token, ttl)) => {
-                endpoint.audit.answered(&asked);
+                front.audit.answered(&asked);
                 reply::metadata_token(token, ttl)
             }
             Ok(Answer::Passed(passed)) => {
                 let what = question.map(|question| question.to_string()).unwrap_or_default();
-                endpoint.audit.passed_through(&asked, passed.status(), &what);
+                front.audit.passed_through(&asked, passed.status(), &what);
                 passed.into_response()
             }
             Err(refusal) => {
-                let request_id = endpoint.audit.refused(&asked, &refusal);
-                reply::metadata_refusal(&refusal, &request_id, &endpoint.instance)
+                let request_id = front.audit.refused(&asked, &refusal);
+                reply::metadata_refusal(&refusal, &request_id, &front.instance)
             }
         })
     }
-}
 
-impl Endpoint {
     /// The answer, as bytes, to a connection that is not even read.
     pub fn turned_away(&self, caller: &Caller, refusal: RequestError) -> Vec<u8> {
-        let refusal = Refusal::Request(refusal);
-        let asked = Asked { endpoint: METRIC, begun: Instant::now(), caller, trail: &Trail::default() };
-        let request_id = self.audit.refused(&asked, &refusal);
-        reply::metadata_unread(&refusal, &request_id, &self.instance)
+        self.front.turned_away(METRIC, caller, refusal, reply::metadata_unread)
     }
 
     fn read<B>(&self, request: &Request<B>) -> Result<Question, RequestError> {
-        direct::check(request, &self.hosts)?;
+        direct::check(request, &self.front.hosts)?;
         let header = |name: &HeaderName| request.headers().get(name).cloned();
         Ok(Question {
             method: request.method().clone(),
@@ -201,7 +172,7 @@ impl Endpoint {
         })
     }
 
-    async fn answer(
+    async fn find(
         &self,
         caller: &Caller,
         question: &Question,
@@ -225,7 +196,7 @@ impl Endpoint {
                 Some(paths::role_name(&plan.role).to_owned())
             }
             Ask::Path(Path::Role(name)) => {
-                let served = self.broker.credentials(caller, &presented, deadline, trail).await;
+                let served = self.front.broker.credentials(caller, &presented, deadline, trail).await;
                 // Also while the credentials are not there yet: that name will never be the right one.
                 if trail.plan.as_ref().is_some_and(|plan| paths::role_name(&plan.role) != name) {
                     return Err(RequestError::NoSuchMetadata.into());
@@ -253,7 +224,7 @@ impl Endpoint {
         let token = self.settings.key.mint(known, Duration::from_secs(ttl), time::now());
         // It stands where Authorization would: it, too, is a header that a forged request has not.
         let presented = Presented::new(token.as_bytes());
-        let _ = self.broker.credentials(caller, &presented, deadline, trail).await;
+        let _ = self.front.broker.credentials(caller, &presented, deadline, trail).await;
         Answer::Token(token, ttl)
     }
 
@@ -281,7 +252,7 @@ impl Endpoint {
         deadline: Instant,
         trail: &mut Trail,
     ) -> Result<Arc<RolePlan>, Refusal> {
-        let fetched = self.broker.credentials(caller, presented, deadline, trail).await;
+        let fetched = self.front.broker.credentials(caller, presented, deadline, trail).await;
         match &trail.plan {
             Some(plan) => Ok(Arc::clone(plan)),
             None => Err(fetched.err().map_or(RequestError::NoSuchMetadata.into(), Refusal::Broker)),
@@ -305,7 +276,7 @@ impl Endpoint {
             None if question.method == Method::PUT => Presented::new(b"PUT"),
             None => Presented::Nothing,
         };
-        let planned = self.broker.planned(caller, &presented, deadline, trail).await;
+        let planned = self.front.broker.planned(caller, &presented, deadline, trail).await;
         let Err(broker::Error::Role(role::Error::NoRole { .. } | role::Error::NoPodRole { .. })) = planned
         else {
             return None;
