@@ -38,8 +38,9 @@ use crate::shutdown::{self, Drain};
 use crate::sts::{self, Sts, StsClient};
 use crate::telemetry::Lines;
 use crate::token::BoundToken;
+use crate::token::Tokens;
 use crate::token::issued::Issued;
-use crate::token::shown::{MintsNothing, ShownTokens};
+use crate::token::shown::ShownTokens;
 use crate::warm::{self, Ahead};
 use crate::{identity, service_accounts, sys};
 
@@ -80,14 +81,16 @@ impl App {
     ) -> Self {
         let pods = Arc::new(Pods::default());
         let accounts = Arc::new(ServiceAccounts::new(plan));
-        let (cluster, shown): (Arc<dyn Cluster>, _) = match authorization.tokens {
-            TokenSource::Kubernetes | TokenSource::Issuer => (cluster, None),
+        let minting = Arc::clone(&cluster);
+        let (tokens, shown) = match &authorization.tokens {
+            TokenSource::Kubernetes => (Tokens::Minted(minting), None),
+            TokenSource::Issuer(door) => (Tokens::Issued(Issued::new(minting, door.clone())), None),
             TokenSource::Caller => {
                 let shown = Arc::new(ShownTokens::new(Arc::clone(&pods)));
-                (Arc::new(MintsNothing::new(cluster, Arc::clone(&shown))), Some(shown))
+                (Tokens::Shown(Arc::clone(&shown)), Some(shown))
             }
         };
-        let exchange = Exchange::new(Arc::clone(&pods), Arc::clone(&cluster), sts, Arc::clone(&metrics));
+        let exchange = Exchange::new(Arc::clone(&pods), tokens, sts, Arc::clone(&metrics));
         let cache = Arc::new(Cache::new(Arc::new(exchange)));
         let identity = Identity::new(&source, authorization, Arc::clone(&pods), cluster);
         let broker =
@@ -185,17 +188,13 @@ pub async fn agent(
     let kube = client::clients(&kubeconfig, config.impersonate_node.then_some(&*config.node_name))?;
     config.check_audiences(&kubeconfig.auth_info)?;
     let api = Arc::new(api::KubeApi::new(kube.node.clone(), &*config.node_name));
-    let cluster: Arc<dyn Cluster> = match &config.issuer {
-        Some(door) => Arc::new(Issued::new(Arc::clone(&api) as _, door.clone())),
-        None => Arc::clone(&api) as _,
-    };
     let base = config.sts_mode.base().map(|source| Arc::new(BaseCredentials::new(source.clone())));
     let sts = Arc::new(RegionalSts { client: OnceLock::new(), base: base.clone() });
     let mut app = App::new(
         source,
         config.authorization.clone(),
         config.plan.clone(),
-        cluster,
+        Arc::clone(&api) as _,
         Arc::clone(&sts) as _,
         metrics,
         lines,

@@ -16,7 +16,6 @@ use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
 use crate::identity::pods::Pod;
-use crate::role::Claims;
 use crate::token::BoundToken;
 
 /// Why the kube API did not do what was asked.
@@ -83,21 +82,6 @@ pub trait Cluster: Send + Sync + 'static {
         audience: &'a str,
         life: Duration,
     ) -> BoxFuture<'a, Result<BoundToken, Error>>;
-
-    /// A token for `audience` that says `claims` to AWS as well, which only an issuer of our own can sign.
-    fn request_token_with<'a>(
-        &'a self,
-        _pod: &'a Pod,
-        _audience: &'a str,
-        _claims: &'a Claims,
-    ) -> BoxFuture<'a, Result<BoundToken, Error>> {
-        // A token without them would be one without the restrictions that stand on them.
-        Box::pin(async {
-            Err(Error::Refused(
-                "tokens with session tags or a source identity need --token-source=issuer".into(),
-            ))
-        })
-    }
 
     /// Whose token this is, if it is good and meant for one of `audiences`.
     /// <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>

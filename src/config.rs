@@ -20,7 +20,6 @@ use crate::policy::Policy;
 use crate::role::session_name::Template;
 use crate::role::{Defaults, SESSION_LIFE, parse_duration};
 use crate::sts::endpoint::Settings;
-use crate::token::issued::Door;
 
 /// The port of the container-credential listeners: 80 cannot be shared with an ingress on the host network.
 pub const PORT: u16 = 9902;
@@ -188,8 +187,6 @@ pub struct Config {
     pub identity: Identity,
     /// `--require-authorization`, `--authorization-audience` and `--token-source`
     pub authorization: Authorization,
-    /// `--issuer-url` and its like, with `--token-source=issuer`.
-    pub issuer: Option<Door>,
     /// `--sts-mode`, and for assume-role where the base credentials come from.
     pub sts_mode: StsMode,
     /// `--region`; without one, the node's label is asked.
@@ -215,7 +212,6 @@ impl fmt::Display for Config {
             impersonate_node,
             identity,
             authorization,
-            issuer,
             sts_mode,
             region,
             sts,
@@ -231,7 +227,7 @@ impl fmt::Display for Config {
         write!(f, "impersonate-node={impersonate_node} identity={identity:?} region={region:?} ")?;
         write!(f, "require-authorization={:?} ", authorization.required)?;
         write!(f, "authorization-audience={:?} ", authorization.audiences)?;
-        write!(f, "token-source={:?} issuer={issuer:?} ", authorization.tokens)?;
+        write!(f, "token-source={:?} ", authorization.tokens)?;
         write!(f, "sts-mode={sts_mode} ")?;
         write!(f, "sts-endpoint-url={url:?} sts-ca-bundle={ca_bundle:?} use-fips-endpoint={fips} ")?;
         write!(f, "use-dualstack-endpoint={dual_stack} sts-proxy={proxy:?} ")?;
@@ -344,17 +340,28 @@ impl Config {
                 Required::Token
             }
         };
-        let tokens = match token_source.as_str() {
-            "kubernetes" => TokenSource::Kubernetes,
-            "caller" => TokenSource::Caller,
-            "issuer" => TokenSource::Issuer,
-            other => {
+        let allowed_audiences =
+            if allow_audience.is_empty() { vec![audience.clone()] } else { allow_audience.clone() };
+        let flags = issuer::Flags {
+            url: issuer_url,
+            ca_bundle: issuer_ca_bundle,
+            token_file: issuer_token_file,
+            audience: issuer_audience,
+        };
+        let others = [&allowed_audiences[..], &authorization_audience].concat();
+        let issuer = issuer::door(flags, token_source == "issuer", &others, &mut wrong);
+        let tokens = match (token_source.as_str(), issuer) {
+            ("issuer", Some(door)) => TokenSource::Issuer(door),
+            ("caller", _) => TokenSource::Caller,
+            // An issuer without its URL is a mistake already.
+            ("kubernetes" | "issuer", _) => TokenSource::Kubernetes,
+            (other, _) => {
                 wrong("token-source", format!("{other:?} is none of kubernetes, caller and issuer"));
                 TokenSource::Kubernetes
             }
         };
         // One header holds one token, and a projected one has one audience.
-        if matches!((&required, tokens), (Required::Token, TokenSource::Caller))
+        if matches!((&required, &tokens), (Required::Token, TokenSource::Caller))
             && !authorization_audience.contains(&audience)
         {
             let why = format!(
@@ -362,6 +369,7 @@ impl Config {
             );
             wrong("authorization-audience", why);
         }
+        let claims_in_tokens = matches!(tokens, TokenSource::Issuer(_));
         let authorization = Authorization { required, audiences: authorization_audience, tokens };
         let flags = imds::Flags { listen: imds_listen, v1: imds_v1, passthrough: imds_passthrough_namespace };
         let imds = imds::check(flags, identity, &authorization, &mut wrong);
@@ -384,18 +392,9 @@ impl Config {
                 wrong(flag, "is empty: that would be the API server's own audience".into());
             }
         }
-        let allowed_audiences =
-            if allow_audience.is_empty() { vec![audience.clone()] } else { allow_audience.clone() };
         if !allowed_audiences.contains(&audience) {
             wrong("allow-audience", format!("lacks the value of --audience, {audience:?}"));
         }
-        let flags = issuer::Flags {
-            url: issuer_url,
-            ca_bundle: issuer_ca_bundle,
-            token_file: issuer_token_file,
-            audience: issuer_audience,
-        };
-        let issuer = issuer::door(flags, &authorization, &allowed_audiences, &mut wrong);
         let session_duration = parse_duration(&session_duration)
             .filter(|life| (SESSION_LIFE.0..=SESSION_LIFE.1).contains(life))
             .unwrap_or_else(|| {
@@ -439,7 +438,6 @@ impl Config {
             local_socket,
             identity,
             authorization,
-            issuer,
             sts_mode,
             impersonate_node,
             kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
@@ -454,7 +452,7 @@ impl Config {
                 session_name,
                 policy,
                 by_agent,
-                claims_in_tokens: tokens == TokenSource::Issuer,
+                claims_in_tokens,
             },
         })
     }

@@ -8,14 +8,14 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::base_credentials;
-use crate::cluster::{self, Cluster};
+use crate::cluster;
 use crate::credentials::{Credentials, Keys, LEAST_LEFT};
 use crate::identity::pods::{Pod, Pods};
 use crate::metrics::Metrics;
 use crate::role::{By, RolePlan};
 use crate::sts::{self, Sts};
 use crate::time;
-use crate::token::BoundToken;
+use crate::token::{BoundToken, Tokens};
 
 /// While the API server is away, the last token is shown again if it outlives the call.
 const TOKEN_LEFT: Duration = Duration::from_secs(30);
@@ -102,15 +102,15 @@ pub struct Before<'a> {
 /// The two outside doors, and the pods to go through the first one with.
 pub struct Exchange {
     pods: Arc<Pods>,
-    cluster: Arc<dyn Cluster>,
+    tokens: Tokens,
     sts: Arc<dyn Sts>,
     metrics: Arc<Metrics>,
 }
 
 impl Exchange {
-    /// Exchanges tokens from `cluster`, bound to pods in `pods`, with `sts`.
-    pub fn new(pods: Arc<Pods>, cluster: Arc<dyn Cluster>, sts: Arc<dyn Sts>, metrics: Arc<Metrics>) -> Self {
-        Self { pods, cluster, sts, metrics }
+    /// Exchanges `tokens`, bound to pods in `pods`, with `sts`.
+    pub fn new(pods: Arc<Pods>, tokens: Tokens, sts: Arc<dyn Sts>, metrics: Arc<Metrics>) -> Self {
+        Self { pods, tokens, sts, metrics }
     }
 
     /// Credentials for a plan that STS is shown a token for. `last` keeps the token for as long as it may be needed again.
@@ -202,10 +202,7 @@ impl Exchange {
         };
         let mut result = Err(Error::NoPod(plan.account.to_string()));
         for pod in self.candidates(plan) {
-            let asked = match claims.is_empty() {
-                true => self.cluster.request_token(&pod, audience, *token_life).await,
-                false => self.cluster.request_token_with(&pod, audience, claims).await,
-            };
+            let asked = self.tokens.request(&pod, audience, *token_life, claims).await;
             self.metrics.token_request(asked.as_ref().map_or_else(cluster::Error::result, |_| "ok"));
             match asked {
                 Ok(token) => return Ok(token),

@@ -123,6 +123,7 @@ mod linux {
     use crate::base_credentials::Source;
     use crate::cluster::client;
     use crate::config::{Config, Identity, Kube};
+    use crate::identity::authorization::TokenSource;
 
     /// The newest whose rights on files we know. Rights on networks and signals (ABI 4 and 6) are left alone: the agent dials what it is told
     /// to, and its probes are signalled by nobody.
@@ -197,8 +198,10 @@ mod linux {
         let chosen = ROOTS_VARIABLES.into_iter().filter_map(env::var_os);
         paths.extend(chosen.flat_map(|value| env::split_paths(&value).collect::<Vec<_>>()));
         // Renewed in the same way.
-        let issuer = config.issuer.iter().flat_map(|door| door.ca_bundle.iter().chain([&door.token_file]));
-        paths.extend(issuer.filter_map(|path| around(path)));
+        if let TokenSource::Issuer(door) = &config.authorization.tokens {
+            let files = door.ca_bundle.iter().chain([&door.token_file]);
+            paths.extend(files.filter_map(|path| around(path)));
+        }
         let base = config.sts_mode.base().map(Source::files).unwrap_or_default();
         paths.extend(base.iter().filter_map(|path| around(path)));
         paths.extend(config.sts.ca_bundle.iter().flat_map(|bundle| bundle_paths(&bundle.path)));

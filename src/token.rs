@@ -1,4 +1,5 @@
-//! A ServiceAccount token bound to one pod: what STS is shown. One that the agent mints exists only between two calls.
+//! A ServiceAccount token bound to one pod: what STS is shown, and where it comes from. One that the agent mints exists only
+//! between two calls.
 
 pub mod issued;
 pub mod shown;
@@ -12,6 +13,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::time::Instant;
+
+use self::issued::Issued;
+use self::shown::ShownTokens;
+use crate::cluster::{Cluster, Error};
+use crate::identity::pods::Pod;
+use crate::role::Claims;
 
 /// An id that is longer is none of the API server's, whose are UUIDs.
 const MAX_ID: usize = 64;
@@ -42,6 +49,43 @@ impl BoundToken {
     /// What is left of its life.
     pub fn remaining(&self) -> Duration {
         self.expires.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Where the tokens come from that STS is shown: `--token-source`.
+pub enum Tokens {
+    /// The kube API mints them for the agent.
+    Minted(Arc<dyn Cluster>),
+    /// The pods show their own, and the agent has no right to mint.
+    Shown(Arc<ShownTokens>),
+    /// The issuer signs them.
+    Issued(Issued),
+}
+
+impl Tokens {
+    /// A token of the pod's ServiceAccount for exactly `audience`, which says `claims` to AWS as well. The kube API is asked for one
+    /// that lives for `life`.
+    ///
+    /// # Errors
+    /// Of whoever makes them.
+    pub async fn request(
+        &self,
+        pod: &Pod,
+        audience: &str,
+        life: Duration,
+        claims: &Claims,
+    ) -> Result<BoundToken, Error> {
+        match self {
+            Self::Issued(issued) => issued.request(pod, audience, claims).await,
+            // A token without them would be one without the restrictions that stand on them.
+            _ if !claims.is_empty() => Err(Error::Refused(
+                "tokens with session tags or a source identity need --token-source=issuer".into(),
+            )),
+            Self::Minted(cluster) => cluster.request_token(pod, audience, life).await,
+            Self::Shown(shown) => {
+                shown.newest(pod, audience).ok_or_else(|| Error::NotShown(audience.to_owned()))
+            }
+        }
     }
 }
 

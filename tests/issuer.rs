@@ -15,7 +15,6 @@ mod web_identity;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use apiserver::Pod;
 use base64::Engine as _;
@@ -25,6 +24,7 @@ use rolecall::cluster::api::KubeApi;
 use rolecall::cluster::{self, Cluster as _, client};
 use rolecall::emulator::IssuerConfig;
 use rolecall::identity::pods;
+use rolecall::role::Claims;
 use rolecall::token::issued::{Door, Issued};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -361,7 +361,7 @@ async fn the_agents_own_door_brings_a_token_of_ten_minutes_and_sorts_refusals() 
     let issued = Issued::new(Arc::clone(&api) as _, door.clone());
     let pods = api.pods_now().await.unwrap();
     let web: &pods::Pod = pods.iter().find(|pod| &*pod.name == "web-1").unwrap();
-    let request = async |issued: &Issued| issued.request_token(web, STS, Duration::from_secs(3600)).await;
+    let request = async |issued: &Issued| issued.request(web, STS, &Claims::default()).await;
 
     std::fs::write(&own, case.agent()).unwrap();
     let token = until_the_audience_counts(&issued, web).await;
@@ -408,7 +408,7 @@ fn token_of_the_other(case: &Case) -> String {
 async fn until_the_audience_counts(issued: &Issued, pod: &pods::Pod) -> rolecall::token::BoundToken {
     let mut last = None;
     for _ in 0..100 {
-        match issued.request_token(pod, STS, Duration::from_secs(3600)).await {
+        match issued.request(pod, STS, &Claims::default()).await {
             Ok(token) => return token,
             Err(error) => last = Some(error),
         }

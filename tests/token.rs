@@ -79,7 +79,7 @@ impl Node {
         server.namespace(name, &[]);
         server.service_account(name, "demo", &[("rolecall.dev/role-arn", ROLE)]);
         let kubeconfig = match authorization.tokens {
-            TokenSource::Kubernetes | TokenSource::Issuer => server.agent_kubeconfig(name),
+            TokenSource::Kubernetes | TokenSource::Issuer(_) => server.agent_kubeconfig(name),
             TokenSource::Caller => without_the_right_to_mint(server, name),
         };
         let kube = client::clients(&client::config(Some(&kubeconfig)).await.unwrap(), Some(name)).unwrap();

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::identity::authorization::{Authorization, TokenSource};
 use crate::oidc::fetch::trust_only;
 use crate::token::issued::Door;
 
@@ -14,15 +13,15 @@ pub(super) struct Flags {
     pub(super) audience: String,
 }
 
-/// The door to the issuer, if tokens come from there.
+/// The door to the issuer, if tokens come from there; `others` are the audiences of tokens for somebody else.
 pub(super) fn door(
     flags: Flags,
-    authorization: &Authorization,
-    sts: &[String],
+    tokens_come_from_there: bool,
+    others: &[String],
     mut wrong: impl FnMut(&str, String),
 ) -> Option<Door> {
     let Flags { url, ca_bundle, token_file, audience } = flags;
-    if authorization.tokens != TokenSource::Issuer {
+    if !tokens_come_from_there {
         for (flag, given) in [("issuer-url", url.is_some()), ("issuer-ca-bundle", ca_bundle.is_some())] {
             if given {
                 wrong(flag, "is for --token-source=issuer, and tokens come from elsewhere".into());
@@ -49,7 +48,7 @@ pub(super) fn door(
         wrong("issuer-ca-bundle", err.to_string());
     }
     // Whoever is shown such a token could show it to the issuer, or the other way round.
-    if sts.contains(&audience) || authorization.audiences.contains(&audience) || audience.is_empty() {
+    if others.contains(&audience) || audience.is_empty() {
         let why = format!(
             "{audience:?} must be the issuer's alone: it is empty, one of STS's or one of --authorization-audience"
         );
@@ -62,7 +61,7 @@ pub(super) fn door(
 mod tests {
     use super::super::tests::args;
     use super::super::{Args, Config, Mistakes};
-    use super::*;
+    use crate::identity::authorization::TokenSource;
     use crate::issuer::AUDIENCE;
 
     fn with_issuer() -> Args {
@@ -79,11 +78,12 @@ mod tests {
     #[test]
     fn an_issuer_needs_its_url_and_nothing_else() {
         let config = Config::from_args(with_issuer(), |_| None).unwrap();
-        assert_eq!(config.authorization.tokens, TokenSource::Issuer);
-        assert_eq!(&*config.issuer.unwrap().audience, AUDIENCE);
+        let TokenSource::Issuer(door) = config.authorization.tokens else { panic!("{config}") };
+        assert_eq!(&*door.audience, AUDIENCE);
         let without = Args { issuer_url: None, ..with_issuer() };
         assert!(mistake(without).starts_with("--issuer-url: is required"));
-        assert_eq!(Config::from_args(args(), |_| None).unwrap().issuer, None);
+        let others = Config::from_args(args(), |_| None).unwrap();
+        assert_eq!(others.authorization.tokens, TokenSource::Kubernetes);
     }
 
     #[test]

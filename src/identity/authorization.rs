@@ -16,6 +16,7 @@ use subtle::ConstantTimeEq;
 use super::Error;
 use super::pods::{Pod, PodUid};
 use crate::time;
+use crate::token::issued::Door;
 
 /// The default audience of tokens for the agent: nobody else takes it for his own, so the token is of no use elsewhere.
 pub const AUDIENCE: &str = "rolecall";
@@ -34,7 +35,7 @@ pub struct Authorization {
 }
 
 /// Where the tokens come from that STS is shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TokenSource {
     /// The agent mints them.
     #[default]
@@ -42,7 +43,7 @@ pub enum TokenSource {
     /// The pods show their own: [`crate::token::shown`].
     Caller,
     /// The agent mints one for the issuer, and that signs another for STS: [`crate::token::issued`].
-    Issuer,
+    Issuer(Door),
 }
 
 impl Default for Authorization {

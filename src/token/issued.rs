@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -22,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::BoundToken;
-use crate::cluster::{Cluster, Error, Verdict};
+use crate::cluster::{Cluster, Error};
 use crate::identity::pods::Pod;
 use crate::issuer::claims::LIFE;
 use crate::oidc::fetch::{chain, trust_only};
@@ -54,7 +53,7 @@ pub struct Door {
     pub audience: Arc<str>,
 }
 
-/// The kube API for an agent whose tokens the issuer signs.
+/// The issuer, and the kube API whose tokens it is shown.
 pub struct Issued {
     cluster: Arc<dyn Cluster>,
     door: Door,
@@ -82,12 +81,16 @@ struct Refusal {
 struct SecretText(String);
 
 impl Issued {
-    /// Everything but tokens is asked of `cluster`.
+    /// Nothing is asked yet. The pods' tokens for the issuer come from `cluster`.
     pub fn new(cluster: Arc<dyn Cluster>, door: Door) -> Self {
         Self { cluster, door, client: Mutex::default(), flights: Semaphore::new(FLIGHTS) }
     }
 
-    async fn request(&self, pod: &Pod, audience: &str, claims: &Claims) -> Result<BoundToken, Error> {
+    /// What the issuer signs for `pod`: a token for `audience` that lives for [`LIFE`].
+    ///
+    /// # Errors
+    /// The kube API's, the issuer's, or those of the files that it is asked with.
+    pub async fn request(&self, pod: &Pod, audience: &str, claims: &Claims) -> Result<BoundToken, Error> {
         // Used at once, so it lives no longer than the API server makes it.
         let pods = self.cluster.request_token(pod, &self.door.audience, LIFE).await?;
         self.exchange(&pods, audience, claims).await
@@ -204,37 +207,5 @@ fn refusal(status: StatusCode, body: &[u8]) -> Error {
         StatusCode::UNAUTHORIZED => Error::IssuerAway(said),
         status if status.is_server_error() => Error::IssuerAway(said),
         _ => Error::IssuerRefused(said),
-    }
-}
-
-impl Cluster for Issued {
-    fn pods_now(&self) -> BoxFuture<'_, Result<Vec<Pod>, Error>> {
-        self.cluster.pods_now()
-    }
-
-    fn request_token<'a>(
-        &'a self,
-        pod: &'a Pod,
-        audience: &'a str,
-        _life: Duration,
-    ) -> BoxFuture<'a, Result<BoundToken, Error>> {
-        Box::pin(async move { self.request(pod, audience, &Claims::default()).await })
-    }
-
-    fn request_token_with<'a>(
-        &'a self,
-        pod: &'a Pod,
-        audience: &'a str,
-        claims: &'a Claims,
-    ) -> BoxFuture<'a, Result<BoundToken, Error>> {
-        Box::pin(self.request(pod, audience, claims))
-    }
-
-    fn review_token<'a>(
-        &'a self,
-        token: &'a SecretString,
-        audiences: &'a [String],
-    ) -> BoxFuture<'a, Result<Verdict, Error>> {
-        self.cluster.review_token(token, audiences)
     }
 }

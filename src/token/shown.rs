@@ -8,11 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, Error, Verdict};
 use crate::identity::authorization::{Fault, Token};
 use crate::identity::pods::{Pod, PodUid, Pods};
 use crate::token::BoundToken;
@@ -67,48 +65,10 @@ impl ShownTokens {
         Ok(true)
     }
 
-    fn newest(&self, pod: &Pod, audience: &str) -> Option<BoundToken> {
+    pub(super) fn newest(&self, pod: &Pod, audience: &str) -> Option<BoundToken> {
         let shown = self.by_pod.get(&pod.uid)?;
         let left = shown.expires.saturating_duration_since(Instant::now());
         (*shown.audience == *audience && left > LEAST_LEFT).then(|| BoundToken::new(shown.text.clone(), left))
-    }
-}
-
-/// The kube API for an agent that mints nothing: a token is one that the pod has shown.
-pub struct MintsNothing {
-    cluster: Arc<dyn Cluster>,
-    shown: Arc<ShownTokens>,
-}
-
-impl MintsNothing {
-    /// Everything else is asked of `cluster`.
-    pub fn new(cluster: Arc<dyn Cluster>, shown: Arc<ShownTokens>) -> Self {
-        Self { cluster, shown }
-    }
-}
-
-impl Cluster for MintsNothing {
-    fn pods_now(&self) -> BoxFuture<'_, Result<Vec<Pod>, Error>> {
-        self.cluster.pods_now()
-    }
-
-    fn request_token<'a>(
-        &'a self,
-        pod: &'a Pod,
-        audience: &'a str,
-        _life: Duration,
-    ) -> BoxFuture<'a, Result<BoundToken, Error>> {
-        Box::pin(async move {
-            self.shown.newest(pod, audience).ok_or_else(|| Error::NotShown(audience.to_owned()))
-        })
-    }
-
-    fn review_token<'a>(
-        &'a self,
-        token: &'a SecretString,
-        audiences: &'a [String],
-    ) -> BoxFuture<'a, Result<Verdict, Error>> {
-        self.cluster.review_token(token, audiences)
     }
 }
 

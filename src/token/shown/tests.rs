@@ -2,16 +2,17 @@
 
 use std::net::SocketAddr;
 
-use secrecy::SecretString;
-
 use super::*;
 use crate::broker::{self, Trail};
 use crate::cache::Served;
+use crate::cluster::Error;
 use crate::config::AUDIENCE;
 use crate::fakes::{World, jwt, pod, reviewed, token_of};
 use crate::identity::Caller;
 use crate::identity::authorization::{Authorization, Presented, TokenSource};
 use crate::identity::evidence::Source;
+use crate::role::Claims;
+use crate::token::Tokens;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -198,10 +199,11 @@ async fn tokens_of_pods_that_are_gone_are_forgotten() {
 #[tokio::test(start_paused = true)]
 async fn the_api_server_is_asked_for_everything_but_tokens() {
     let world = agent();
-    let shown = Arc::new(ShownTokens::new(Arc::clone(&world.app.pods)));
-    let door = MintsNothing::new(Arc::clone(&world.cluster) as _, shown);
-    assert_eq!(door.pods_now().await.unwrap().len(), 1);
-    assert!(matches!(door.review_token(&SecretString::from("x"), &[]).await, Ok(Verdict::Bad(_))));
-    let refusal = door.request_token(&pod("web", IP), AUDIENCE, HOUR).await.unwrap_err();
+    let web = pod("web", IP);
+    // A token for the agent is for the API server to judge, and an address for it to confirm.
+    assert_eq!(ask(&world, &token_of(&web, "rolecall", HOUR)).await, "AuthorizationInvalid");
+    assert!(world.cluster.lists() > 0 && world.cluster.reviews() > 0);
+    let tokens = Tokens::Shown(Arc::new(ShownTokens::new(Arc::clone(&world.app.pods))));
+    let refusal = tokens.request(&web, AUDIENCE, HOUR, &Claims::default()).await.unwrap_err();
     assert!(matches!(refusal, Error::NotShown(_)) && world.cluster.tokens().is_empty());
 }
