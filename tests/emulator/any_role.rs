@@ -3,7 +3,7 @@
 use rolecall::emulator::{Config, Issuer, IssuerConfig};
 use serde_json::json;
 
-use super::{ISSUER, WEB, World, bind, roles, serve};
+use crate::world::{ISSUER, WEB, World, bind, claims, roles, serve};
 
 const NOBODYS: &str = "arn:aws:iam::000000000000:role/nobody-made/me";
 
@@ -43,7 +43,7 @@ async fn a_role_of_the_file_keeps_its_trust_policy_and_tokens_are_checked() {
     assert_eq!(world.web_identity(&expired, &asks).await.refusal().1, "ExpiredTokenException");
     let other = world.token(|claims| claims["aud"] = json!(["vault"]));
     assert_eq!(world.web_identity(&other, &asks).await.refusal().1, "InvalidIdentityToken");
-    let forged = Issuer::generate(ISSUER).sign(&super::claims());
+    let forged = Issuer::generate(ISSUER).sign(&claims());
     let forged = secrecy::ExposeSecret::expose_secret(&forged);
     assert_eq!(world.web_identity(forged, &asks).await.refusal().1, "InvalidIdentityToken");
 }

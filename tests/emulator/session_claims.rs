@@ -3,7 +3,7 @@
 use rolecall::emulator::{Config, Issuer, IssuerConfig, RoleConfig};
 use serde_json::{Value, json};
 
-use super::{ISSUER, PROVIDER, WEB, World, bind, serve};
+use crate::world::{ISSUER, PROVIDER, WEB, World, bind, serve};
 
 const TAGS: &str = "https://aws.amazon.com/tags";
 const SOURCE_IDENTITY: &str = "https://aws.amazon.com/source_identity";

@@ -5,8 +5,8 @@ use std::process::Command;
 use rolecall::{config, issuer};
 use serde_json::{Value, json};
 
-use super::{applied, containers, help, manifest};
 use crate::apiserver::ApiServer;
+use crate::{applied, containers, help, manifest};
 
 fn objects() -> Vec<Value> {
     let args = ["apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", &manifest("issuer")];
