@@ -51,6 +51,18 @@ pub enum Error {
         /// The caller's ServiceAccount.
         account: ServiceAccountName,
     },
+    /// So many that what they cost is not the tenant's alone. None of them is read.
+    #[error(
+        "ServiceAccount {account} has {count} further roles, and can have {most}: use several ServiceAccounts"
+    )]
+    TooManyRoles {
+        /// The caller's ServiceAccount.
+        account: ServiceAccountName,
+        /// How many it has.
+        count: usize,
+        /// How many it can have.
+        most: usize,
+    },
     /// `--role-source=pod-annotation`, and the pod has no annotation.
     #[error("the pod has no role: this agent takes it from the pod's annotation {}", pod_annotation::ROLE)]
     NoPodRole {
@@ -117,7 +129,7 @@ impl Error {
             | Self::NoServiceAccount { .. }
             | Self::NoPodRole { .. } => "NoRole",
             Self::InvalidRole { .. } => "InvalidRole",
-            Self::InvalidPlan { .. } => "InvalidPlan",
+            Self::InvalidPlan { .. } | Self::TooManyRoles { .. } => "InvalidPlan",
             Self::NotPermitted { .. } | Self::NotAllowed { .. } => "RoleNotAllowed",
         }
     }

@@ -52,6 +52,9 @@ pub(super) const EKS_REGIONAL: &str = "eks.amazonaws.com/sts-regional-endpoints"
 const TOKEN_LIFE: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(3600));
 /// What the session of a first hop lives: it signs one call in half an hour, and every role may live as long.
 const FIRST_HOP_LIFE: Duration = Duration::from_secs(3600);
+/// Roles by name. Each costs a session in half an hour, and a place in the cache for each pod that asks for it; and whoever annotates a
+/// ServiceAccount has 256 KiB, room for thousands, on every node that has a pod of it.
+const MOST_NAMED: usize = 32;
 /// STS accepts at most ten session policies.
 const MAX_POLICY_ARNS: usize = 10;
 /// STS's limits on `ExternalId`.
@@ -66,14 +69,23 @@ impl Roles {
         annotations: &BTreeMap<String, String>,
         defaults: &Defaults,
     ) -> Self {
-        let plan = |name: Option<&RoleName>| {
-            let asked = Asked { account, account_uid, annotations, defaults, name };
-            asked.plan().map(Arc::new)
-        };
         let names: BTreeSet<RoleName> = [ROLE_ARN, ASSUME_ROLE_ARN]
             .into_iter()
             .flat_map(|annotation| annotations.keys().filter_map(move |key| own(key, annotation)))
             .collect();
+        if names.len() > MOST_NAMED {
+            let (account, count, most) = (account.clone(), names.len(), MOST_NAMED);
+            return Self {
+                default: Err(Error::TooManyRoles { account, count, most }),
+                named: BTreeMap::new(),
+            };
+        }
+        // One look at all annotations for all roles.
+        let misunderstood = misunderstood(annotations);
+        let plan = |name: Option<&RoleName>| {
+            let asked = Asked { account, account_uid, annotations, misunderstood, defaults, name };
+            asked.plan().map(Arc::new)
+        };
         let default = plan(None).map_err(|refusal| match refusal {
             Error::NoRole { account, .. } if !names.is_empty() => Error::NoDefaultRole { account },
             refusal => refusal,
@@ -93,8 +105,25 @@ impl RolePlan {
         annotations: &BTreeMap<String, String>,
         defaults: &Defaults,
     ) -> Result<Self, Error> {
-        Asked { account, account_uid, annotations, defaults, name: None }.plan()
+        let misunderstood = misunderstood(annotations);
+        Asked { account, account_uid, annotations, misunderstood, defaults, name: None }.plan()
     }
+}
+
+/// The first annotation of ours that has no meaning. A restriction typed under a wrong name must not be dropped, so a name that no role
+/// has is not understood either.
+fn misunderstood(annotations: &BTreeMap<String, String>) -> Option<&str> {
+    let understood = |key: &str| {
+        if !key.starts_with(PREFIX) || key == NOT_BEFORE || OF_A_ROLE.contains(&key) {
+            return true;
+        }
+        OF_A_ROLE.into_iter().find_map(|annotation| own(key, annotation)).is_some_and(|name| {
+            [ROLE_ARN, ASSUME_ROLE_ARN]
+                .into_iter()
+                .any(|annotation| annotations.contains_key(&format!("{annotation}.{name}")))
+        })
+    };
+    annotations.keys().map(String::as_str).find(|key| !understood(key))
 }
 
 /// The NAME of `ANNOTATION.NAME`.
@@ -107,6 +136,7 @@ struct Asked<'a> {
     account: &'a ServiceAccountName,
     account_uid: &'a str,
     annotations: &'a BTreeMap<String, String>,
+    misunderstood: Option<&'a str>,
     defaults: &'a Defaults,
     name: Option<&'a RoleName>,
 }
@@ -126,9 +156,9 @@ impl Asked<'_> {
             None => None,
         };
         // Before it is said that there is no role: what is misspelt may have been meant for one.
-        if let Some(name) = self.annotations.keys().find(|name| !self.understands(name)) {
+        if let Some(name) = self.misunderstood {
             return Err(self.invalid(
-                name.clone(),
+                name.to_owned(),
                 "this version of the agent does not understand it, and so grants nothing".into(),
             ));
         }
@@ -229,18 +259,6 @@ impl Asked<'_> {
     /// An annotation of this very role, or else of all.
     fn setting(&self, annotation: &str) -> Option<Setting<'_>> {
         self.own(annotation).or_else(|| self.all(annotation))
-    }
-
-    /// A restriction typed under a wrong name must not be dropped, so a name that no role has is not understood either.
-    fn understands(&self, key: &str) -> bool {
-        if !key.starts_with(PREFIX) || key == NOT_BEFORE || OF_A_ROLE.contains(&key) {
-            return true;
-        }
-        OF_A_ROLE.into_iter().find_map(|annotation| own(key, annotation)).is_some_and(|name| {
-            [ROLE_ARN, ASSUME_ROLE_ARN]
-                .into_iter()
-                .any(|annotation| self.annotations.contains_key(&format!("{annotation}.{name}")))
-        })
     }
 
     fn invalid(&self, annotation: String, reason: String) -> Error {

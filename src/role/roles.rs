@@ -61,7 +61,10 @@ impl Roles {
     /// That role's own.
     pub fn plan(&self, account: &ServiceAccountName, name: Option<&RoleName>) -> Plan {
         let Some(name) = name else { return self.default.clone() };
-        self.named.get(name).cloned().unwrap_or_else(|| Err(Error::no_role(account, Some(name))))
+        self.named.get(name).cloned().unwrap_or_else(|| match &self.default {
+            Err(many @ Error::TooManyRoles { .. }) => Err(many.clone()),
+            _ => Err(Error::no_role(account, Some(name))),
+        })
     }
 
     /// Why the others are none.

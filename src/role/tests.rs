@@ -285,5 +285,7 @@ fn the_bounds_themselves_are_within() {
 
 #[path = "tests/by_agent.rs"]
 mod by_agent;
+#[path = "tests/costs.rs"]
+mod costs;
 #[path = "tests/hops.rs"]
 mod hops;

@@ -161,9 +161,9 @@ impl Refusal {
                     | role::Error::NoDefaultRole { .. }
                     | role::Error::NoServiceAccount { .. }
                     | role::Error::NoPodRole { .. } => StatusCode::NOT_FOUND,
-                    role::Error::InvalidRole { .. } | role::Error::InvalidPlan { .. } => {
-                        StatusCode::BAD_REQUEST
-                    }
+                    role::Error::InvalidRole { .. }
+                    | role::Error::InvalidPlan { .. }
+                    | role::Error::TooManyRoles { .. } => StatusCode::BAD_REQUEST,
                     role::Error::NotPermitted { .. } | role::Error::NotAllowed { .. } => {
                         StatusCode::FORBIDDEN
                     }
