@@ -183,6 +183,11 @@ impl Defaults {
     }
 }
 
+/// A tenant's text, for a message: long enough to be known by. The message goes to the log, and to whoever asks.
+pub(crate) fn quoted(text: &str) -> String {
+    format!("{:?}", text.chars().take(100).collect::<String>())
+}
+
 /// `1h`, `90m`, `3600s`: a duration carries its unit. `None` where it does not parse.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::plan::{Base, By, Claims, RolePlan, Session};
 use super::session_name::{self, Name, Template};
 use super::tags::Tag;
-use super::{Defaults, Error, RoleArn, RoleName, Roles, SESSION_LIFE, arn, parse_duration};
+use super::{Defaults, Error, RoleArn, RoleName, Roles, SESSION_LIFE, arn, parse_duration, quoted};
 use crate::identity::pods::ServiceAccountName;
 
 /// Our own annotations; every other name under it is refused.
@@ -285,7 +285,7 @@ impl Asked<'_> {
                 asked.into()
             }
             Some((annotation, asked)) => {
-                return Err(self.invalid(annotation, format!("{asked:?} is not in --allow-audience")));
+                return Err(self.invalid(annotation, format!("{} is not in --allow-audience", quoted(asked))));
             }
         };
         let token_life = match self.all(EKS_TOKEN_EXPIRATION).map(|(name, text)| (name, text.parse::<u64>()))
@@ -328,7 +328,8 @@ impl Asked<'_> {
 
     fn policy_arns(&self) -> Result<Vec<String>, Error> {
         let Some((annotation, list)) = self.setting(POLICY_ARNS) else { return Ok(Vec::new()) };
-        let arns: Vec<String> = list.split(',').map(|arn| arn.trim().to_owned()).collect();
+        let arns = list.split(',').map(|arn| arn.trim().to_owned());
+        let arns: Vec<String> = arns.take(MAX_POLICY_ARNS + 1).collect();
         if arns.len() > MAX_POLICY_ARNS || !arns.iter().all(|arn| arn::is_policy(arn)) {
             return Err(
                 self.invalid(annotation, "must be at most 10 policy ARNs, separated by commas".into())

@@ -75,7 +75,11 @@ fn is_tenant(text: &str) -> bool {
 }
 
 /// A managed policy's ARN, as `PolicyArns` takes it: of an account, or AWS's own.
+/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_PolicyDescriptorType.html>
 pub(super) fn is_policy(text: &str) -> bool {
+    if text.len() > 2048 {
+        return false;
+    }
     let mut parts = text.splitn(6, ':');
     let head = (parts.next(), parts.nth(1), parts.next());
     head == (Some("arn"), Some("iam"), Some(""))

@@ -11,6 +11,9 @@ const MAX: usize = 64;
 /// Hex digits of the hash that stands for what was cut off.
 const HASH_DIGITS: usize = 8;
 
+/// Of a template. Each name that it makes may be a pod's own, and is then made for each request: 51 placeholders in place of 50,000.
+const LONGEST: usize = 256;
+
 const PLACEHOLDERS: [&str; 5] = ["namespace", "service-account", "pod", "node", "cluster"];
 
 /// A name that STS accepts: 2 to 64 characters of `[\w+=,.@-]`.
@@ -36,8 +39,11 @@ impl Template {
     /// A template over `{namespace}`, `{service-account}`, `{pod}`, `{node}` and `{cluster}`.
     ///
     /// # Errors
-    /// What is wrong with it, as a phrase: an unknown placeholder, or nothing at all.
+    /// What is wrong with it, as a phrase: an unknown placeholder, nothing at all, or too much.
     pub fn parse(text: &str, node: &str, cluster: &str) -> Result<Self, String> {
+        if text.len() > LONGEST {
+            return Err(format!("a template has {LONGEST} bytes at most"));
+        }
         let mut rest = text;
         while let Some(start) = rest.find('{') {
             let end = rest[start..].find('}').ok_or("a placeholder is not closed")? + start;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::quoted;
 use super::session_name::Template;
 use crate::identity::pods::{PodUid, ServiceAccountName};
 
@@ -61,7 +62,8 @@ impl Tag {
             let Some((kind, key)) = KINDS.into_iter().find(|(_, known)| *known == key) else {
                 let known: Vec<&str> = KINDS.iter().map(|(_, key)| *key).collect();
                 return Err(format!(
-                    "{text:?} is none of {}, each alone or with {TRANSITIVE}",
+                    "{} is none of {}, each alone or with {TRANSITIVE}",
+                    quoted(text),
                     known.join(" ")
                 ));
             };

@@ -6,7 +6,7 @@ use regex_lite::{Regex, RegexBuilder};
 
 use super::Forbidden;
 use crate::policy::glob;
-use crate::role::RoleArn;
+use crate::role::{RoleArn, quoted};
 
 /// kiam's: one regular expression, over the whole ARN.
 pub const PERMITTED: &str = "iam.amazonaws.com/permitted";
@@ -75,13 +75,13 @@ fn by_expression(expression: &str, role: &RoleArn) -> Result<(), String> {
     }
     match whole(expression, LARGEST_PROGRAM)?.is_match(role.as_str()) {
         true => Ok(()),
-        false => Err(format!("{} does not match the whole ARN", shown(expression))),
+        false => Err(format!("{} does not match the whole ARN", quoted(expression))),
     }
 }
 
 fn by_list(list: &str, role: &RoleArn, base: Option<&str>, format: Format) -> Result<(), String> {
     let entries: Vec<String> =
-        serde_json::from_str(list).map_err(|_| format!("{} is not a JSON list of strings", shown(list)))?;
+        serde_json::from_str(list).map_err(|_| format!("{} is not a JSON list of strings", quoted(list)))?;
     if entries.len() > MOST_ENTRIES {
         return Err(format!("it has more than {MOST_ENTRIES} entries"));
     }
@@ -94,7 +94,7 @@ fn by_list(list: &str, role: &RoleArn, base: Option<&str>, format: Format) -> Re
         match by_entry(entry, role, base, format, share) {
             Ok(true) => return Ok(()),
             Ok(false) => {}
-            Err(reason) => why = format!("{} of it: {reason}", shown(entry)),
+            Err(reason) => why = format!("{} of it: {reason}", quoted(entry)),
         }
     }
     Err(why)
@@ -129,13 +129,9 @@ fn whole(expression: &str, largest: usize) -> Result<Regex, String> {
     }
     let compile = |text: &str| {
         RegexBuilder::new(text).size_limit(largest).nest_limit(DEEPEST).build().map_err(|_| {
-            format!("{} is not a regular expression, or one that is too large", shown(expression))
+            format!("{} is not a regular expression, or one that is too large", quoted(expression))
         })
     };
     compile(expression)?;
     compile(&format!("^(?:{expression})$"))
-}
-
-fn shown(text: &str) -> String {
-    format!("{:?}", text.chars().take(100).collect::<String>())
 }
