@@ -14,8 +14,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use self::today::Today;
 pub use self::today::Tool;
+use self::today::{Has, Today};
 use crate::cluster::{client, list, slim::SlimPod};
 use crate::config::{self, Config, Kube, Mistakes};
 use crate::identity::pods::{Pod, ServiceAccountName};
@@ -168,7 +168,10 @@ fn understood(args: Args) -> Result<(Today, Config), Mistakes> {
         base,
         default_role: default_role.filter(|role| !role.is_empty()),
         restricted: agent.namespace_restrictions,
-        regexp: agent.namespace_restriction_format.as_deref() == Some("regexp"),
+        regexp: agent
+            .namespace_restriction_format
+            .as_deref()
+            .is_some_and(|format| format.eq_ignore_ascii_case("regexp")),
         strict: !disable_strict_namespace_regexp,
     };
     if agent.role_source != "pod-annotation" {
@@ -234,7 +237,7 @@ fn rows(objects: Objects, today: &Today, config: &Config) -> Vec<Row> {
     rows
 }
 
-fn row(pod: &Pod, today: Result<RoleArn, String>, accounts: &ServiceAccounts) -> Row {
+fn row(pod: &Pod, today: Result<Has, String>, accounts: &ServiceAccounts) -> Row {
     let role = |role: Result<RoleArn, String>| match role {
         Ok(role) => Role::Role(role.to_string()),
         Err(reason) => Role::Reason(reason),
@@ -244,7 +247,8 @@ fn row(pod: &Pod, today: Result<RoleArn, String>, accounts: &ServiceAccounts) ->
         Some(Ok(plan)) => Ok(plan.role.clone()),
         Some(Err(error)) => Err(format!("{}: {error}", error.code())),
     };
-    let (today, rolecall) = (role(today), role(planned));
+    let unsure = today.as_ref().is_ok_and(|today| today.unsure);
+    let (today, rolecall) = (role(today.map(|today| today.role)), role(planned));
     let verdict = match (today.role(), rolecall.role()) {
         (Some(today), Some(then)) if today == then => Verdict::Same,
         (Some(_), Some(_)) => Verdict::Changes,
@@ -254,6 +258,10 @@ fn row(pod: &Pod, today: Result<RoleArn, String>, accounts: &ServiceAccounts) ->
     };
     let has = rolecall.role().is_some();
     let notes = [
+        (
+            unsure,
+            "today is a guess: the namespace's expression has a part that Go may read otherwise, so the tool may refuse it",
+        ),
         (has && !pod.asks, "no variable of ours in its env: inject it, or redirect instance metadata"),
         (has && pod.host_network, "on the host network: only by a token that it mounts"),
         (pod.prefers_web_identity, "has IRSA's variables beside ours: SDKs prefer them"),

@@ -101,6 +101,15 @@ fn what_kiam_refuses_and_we_would_give_is_new() {
 }
 
 #[test]
+fn a_role_that_hangs_on_what_cannot_be_read_here_counts_as_one_to_lose() {
+    let flags = ["--as=kiam", "--base-role-arn", BASE, "--role-source=pod-annotation", "--allow-role=*=*"];
+    let permitted = [("iam.amazonaws.com/permitted", r".*/shop-\pL+")];
+    let rows = explained(&flags, &permitted, &[], &[pod("a", Some("shop-a"))]);
+    assert_eq!(verdicts(&rows), [("a", Verdict::Loses)]);
+    assert!(rows[0].notes[0].contains("today is a guess"), "{rows:?}");
+}
+
+#[test]
 fn service_accounts_that_were_annotated_before_the_move_keep_the_role() {
     let flags = [
         "--as",

@@ -5,6 +5,7 @@
 //! How both tools read them was looked up in their source (kube2iam `mappings/mapper.go`, kiam `pkg/server/policy.go`); where
 //! we differ, we permit less.
 
+pub(crate) mod dialect;
 mod permitted;
 
 use std::collections::BTreeMap;

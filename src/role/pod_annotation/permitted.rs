@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use regex_lite::{Regex, RegexBuilder};
 
-use super::Forbidden;
+use super::{Forbidden, dialect};
 use crate::policy::glob;
 use crate::role::{RoleArn, quoted};
 
@@ -127,6 +127,8 @@ fn whole(expression: &str, largest: usize) -> Result<Regex, String> {
     if expression.len() > LONGEST_EXPRESSION {
         return Err(format!("it is longer than {LONGEST_EXPRESSION} bytes"));
     }
+    dialect::common(expression)
+        .map_err(|part| format!("{} has {part}, which Go may read otherwise", quoted(expression)))?;
     let compile = |text: &str| {
         RegexBuilder::new(text).size_limit(largest).nest_limit(DEEPEST).build().map_err(|_| {
             format!("{} is not a regular expression, or one that is too large", quoted(expression))

@@ -126,6 +126,10 @@ fn kiams_expression_must_match_the_whole_arn() {
         // Flags of its own that would move the ends.
         ("(?m).*/a", "ab"),
         ("(?x).*/a # ", "ab"),
+        // Brackets and mistakes to Go, which an expression here could be without.
+        (r".*/app\>", "app"),
+        ("(?x) .* /app", "app"),
+        (".**", "app"),
         ("", "a"),
         ("[", "a"),
         ("(?=.*)", "a"),
