@@ -53,6 +53,7 @@ impl BoundToken {
 }
 
 /// Where the tokens come from that STS is shown: `--token-source`.
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a process")]
 pub enum Tokens {
     /// The kube API mints them for the agent.
     Minted(Arc<dyn Cluster>),
