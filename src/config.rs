@@ -1,11 +1,12 @@
 //! Every flag and variable of the agent: default, unit, meaning; checked once, all mistakes reported together.
 
 mod audience;
-mod endpoint;
+pub(crate) mod endpoint;
 pub mod imds;
 mod issuer;
 mod role_source;
 mod sts_mode;
+pub(crate) mod url;
 pub mod variables;
 
 use std::fmt;
@@ -427,6 +428,11 @@ impl Config {
             dual_stack: use_dualstack_endpoint,
         };
         let sts = endpoint::settings(flags, variable, &mut mistakes);
+        // Other STSs may have other names for theirs.
+        if let Some(region) = region.as_ref().filter(|region| sts.url.is_none() && !is_lower(region)) {
+            let why = format!("{region:?} is none of AWS's, which are in lower case, such as eu-west-1");
+            mistakes.push(format!("--region: {why}"));
+        }
         let (Ok(session_name), Ok(policy), true) = (session_name, policy, mistakes.is_empty()) else {
             return Err(Mistakes(mistakes));
         };
@@ -456,6 +462,10 @@ impl Config {
             },
         })
     }
+}
+
+fn is_lower(text: &str) -> bool {
+    !text.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 /// It becomes a part of STS's host name.

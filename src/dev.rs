@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::cluster::{self, Cluster, Verdict};
-use crate::config::AUDIENCE;
+use crate::config::{self, AUDIENCE};
 use crate::credentials::{Credentials, Keys};
 use crate::emulator::{self, Emulator, Issuer};
 use crate::identity::authorization::{Authorization, Required, TokenSource};
@@ -94,7 +94,10 @@ pub struct Usage(String);
 /// [`Usage`] for bad arguments; anything else is a failed start.
 pub async fn run(args: Args) -> Result<ExitCode> {
     let Args { role_arn, sts_endpoint_url, listen, show_secrets, command } = args;
-    let role = RoleArn::parse(&role_arn).map_err(|why| Usage(format!("--role-arn: {why}")))?;
+    let role = RoleArn::parse(&role_arn).map_err(|why| Usage(format!("--role-arn: {role_arn:?}: {why}")))?;
+    if let Some(why) = sts_endpoint_url.as_deref().and_then(config::endpoint::wrong_url) {
+        return Err(Usage(format!("--sts-endpoint-url: {why}")).into());
+    }
     if !listen.ip().is_loopback() {
         return Err(Usage(format!("--listen: {listen} is not loopback; anybody could ask there")).into());
     }

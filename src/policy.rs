@@ -8,18 +8,22 @@ impl Policy {
     /// Takes `NAMESPACE_GLOB=ARN_GLOB` entries; `*` stands for any run of characters.
     ///
     /// # Errors
-    /// The entry that is not of that form.
+    /// The entry that is not of that form, or that no namespace or no ARN can ever match.
     pub fn parse(entries: &[String]) -> Result<Self, String> {
         let parse = |entry: &String| {
-            let (namespace, role) = entry
-                .split_once('=')
-                .filter(|(namespace, role)| !namespace.is_empty() && !role.is_empty())?;
-            Some((namespace.to_owned(), role.to_owned()))
+            let (namespace, role) = entry.trim().split_once('=')?;
+            (is_of_namespaces(namespace) && is_of_arns(role)).then(|| (namespace.to_owned(), role.to_owned()))
         };
-        let parsed = entries
+        let wrong = |entry| {
+            format!(
+                "{entry:?} is not NAMESPACE_GLOB=ARN_GLOB, such as shop=arn:aws:iam::123456789012:role/shop-*"
+            )
+        };
+        entries
             .iter()
-            .map(|entry| parse(entry).ok_or_else(|| format!("{entry:?} is not NAMESPACE_GLOB=ARN_GLOB")));
-        parsed.collect::<Result<_, _>>().map(Self)
+            .map(|entry| parse(entry).ok_or_else(|| wrong(entry)))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Has the operator said nothing?
@@ -31,6 +35,17 @@ impl Policy {
     pub fn allows(&self, namespace: &str, role: &str) -> bool {
         self.0.is_empty() || self.0.iter().any(|(n, r)| glob(n, namespace) && glob(r, role))
     }
+}
+
+/// The characters of a DNS label, which every namespace's name is.
+fn is_of_namespaces(glob: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-*".contains(&byte);
+    !glob.is_empty() && glob.bytes().all(plain)
+}
+
+fn is_of_arns(glob: &str) -> bool {
+    let head = glob.split('*').next().unwrap_or_default();
+    head.starts_with("arn:") || (head.len() < glob.len() && "arn:".starts_with(head))
 }
 
 /// `*` matches any run of characters; everything else itself. The whole text must match.
@@ -75,5 +90,16 @@ mod tests {
         assert!(!policy.allows("team-b", "arn:aws:iam::1:role/a-x"));
         assert!(!policy.allows("team-a", "arn:aws:iam::1:role/b"));
         assert!(Policy::parse(&["team-a".into()]).is_err());
+    }
+
+    #[test]
+    fn an_entry_that_nothing_can_match_is_a_mistake() {
+        for good in ["*=*", " bank=arn:aws:iam::1:role/*", "team-*=a*", "*=*:role/x"] {
+            assert!(Policy::parse(&[good.into()]).is_ok(), "{good}");
+        }
+        for bad in ["", "shop", "=", "shop=", "=arn:*", "shop=role/a", "shop=a", "Shop=*", "shop =*", "a.b=*"]
+        {
+            assert!(Policy::parse(&[bad.into()]).is_err(), "{bad}");
+        }
     }
 }

@@ -125,6 +125,13 @@ fn it_listens_on_loopback_only() {
 fn a_role_that_is_none_is_bad_usage() {
     let output = run(&["--role-arn", "demo", "--", "true"]);
     assert_eq!(output.status.code(), Some(64), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("--role-arn: \"demo\": "), "{}", text(&output.stderr));
+}
+
+#[test]
+fn an_sts_that_is_no_url_is_bad_usage() {
+    let output = run(&["--sts-endpoint-url", "foo", "--", "true"]);
+    assert_eq!(output.status.code(), Some(64), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -51,12 +51,13 @@ pub(super) fn settings(
     Settings { url, fips, dual_stack, ca_bundle, proxy }
 }
 
-fn wrong_url(url: &str) -> Option<String> {
-    let parsed = url.parse::<http::Uri>().ok().filter(|url| {
+/// Why this is no STS's URL, if it is none, as a phrase for the message.
+pub(crate) fn wrong_url(url: &str) -> Option<String> {
+    let parsed = super::url::parse(url).filter(|url| {
         matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some_and(|host| !host.is_empty())
     });
     match parsed {
-        None => Some(format!("{url:?} is not http(s)://HOST")),
+        None => Some(format!("{url:?} is not http(s)://HOST[:PORT][/PATH]")),
         // The configuration is logged, and this call needs none.
         Some(url) if url.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
             Some("must not hold a user or password".into())
@@ -117,6 +118,8 @@ mod tests {
         for url in [
             "sts.example.com",
             "ftp://sts.example.com",
+            "https://sts.example.com:99999",
+            "https://sts.example.com#sts",
             "https://",
             "https://me:pw@sts.example.com",
             "http://a/?b=c",
@@ -164,6 +167,8 @@ mod tests {
         assert!(good(Some("http://sts.example.com"), &both[..1]).proxy.is_none());
         let (_, mistakes) = checked(None, false, &[("https_proxy", "socks5://me:s3cr3t@proxy")]);
         assert!(mistakes.len() == 1 && mistakes[0].starts_with("https_proxy: must be http"), "{mistakes:?}");
+        let (_, mistakes) = checked(None, false, &[("HTTPS_PROXY", "http://me:s3cr3t@proxy:port")]);
+        assert!(mistakes.len() == 1 && mistakes[0].starts_with("HTTPS_PROXY: is not a URL"), "{mistakes:?}");
         assert!(!mistakes[0].contains("s3cr3t"), "{mistakes:?}");
     }
 }

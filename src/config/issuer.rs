@@ -36,7 +36,7 @@ pub(super) fn door(
         );
         return None;
     };
-    let parsed = url.parse::<http::Uri>().ok().filter(|url| {
+    let parsed = super::url::parse(&url).filter(|url| {
         let plain = url.authority().is_some_and(|host| !host.as_str().contains('@'));
         plain && url.scheme_str() == Some("https") && url.query().is_none()
     });

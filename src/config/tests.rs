@@ -140,6 +140,17 @@ fn awss_own_variables_stand_in_for_flags() {
 }
 
 #[test]
+fn a_region_of_aws_is_in_lower_case_and_one_of_another_sts_as_that_has_it() {
+    let of = |region: &str, url: Option<&str>| {
+        let args = Args { region: Some(region.into()), sts_endpoint_url: url.map(str::to_owned), ..args() };
+        Config::from_args(args, |_| None).map(|config| config.region)
+    };
+    let Mistakes(mistakes) = of("EU-WEST-1", None).unwrap_err();
+    assert!(mistakes.len() == 1 && mistakes[0].starts_with("--region: "), "{mistakes:?}");
+    assert_eq!(of("RegionOne", Some("https://ceph.example")).unwrap().as_deref(), Some("RegionOne"));
+}
+
+#[test]
 fn a_password_in_the_endpoint_is_refused_and_not_repeated() {
     let url = Some("https://user:the-password@sts.example.com".into());
     let err = Config::from_args(Args { sts_endpoint_url: url, ..args() }, |_| None).unwrap_err();

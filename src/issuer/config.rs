@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::config::{self, Kube, Mistakes};
 use crate::identity::pods::ServiceAccountName;
 use crate::oidc::documents::IssuerUrl;
+use crate::role::tags::is_value;
 
 /// The default audience of the tokens that agents show the issuer: nobody else takes it for his own.
 pub const AUDIENCE: &str = "rolecall-issuer";
@@ -143,6 +144,13 @@ impl Config {
                 format!("{audience:?} is in --allow-audience: tokens for STS must not be for the issuer"),
             );
         }
+        let cluster_name = cluster_name.unwrap_or_default();
+        if !is_value(&cluster_name) {
+            wrong(
+                "cluster-name",
+                format!("{cluster_name:?}: STS takes only letters, digits, spaces and _.:/=+-@"),
+            );
+        }
         match (issuer, listen, admin_listen, agent, mistakes.is_empty()) {
             (Some(issuer), Some(listen), Some(admin_listen), Some(agent), true) => Ok(Self {
                 issuer,
@@ -153,7 +161,7 @@ impl Config {
                 kube: kubeconfig.map_or(Kube::InCluster, Kube::Kubeconfig),
                 audience,
                 agent,
-                cluster_name: cluster_name.unwrap_or_default(),
+                cluster_name,
                 allow_audience,
             }),
             _ => Err(Mistakes(mistakes)),
@@ -203,11 +211,15 @@ mod tests {
             admin_listen: "everywhere".into(),
             agent: "rolecall".into(),
             audience: String::new(),
+            cluster_name: Some("a&b".into()),
             ..args()
         };
         let Mistakes(mistakes) = Config::from_args(args).unwrap_err();
         let flags: Vec<&str> = mistakes.iter().map(|mistake| mistake.split(':').next().unwrap()).collect();
-        assert_eq!(flags, ["--issuer", "--listen", "--admin-listen", "--agent", "--audience"]);
+        assert_eq!(
+            flags,
+            ["--issuer", "--listen", "--admin-listen", "--agent", "--audience", "--cluster-name"]
+        );
     }
 
     #[test]

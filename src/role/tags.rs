@@ -120,7 +120,8 @@ impl Tag {
     }
 }
 
-fn is_value(text: &str) -> bool {
+/// Does STS take it for a tag's value?
+pub(crate) fn is_value(text: &str) -> bool {
     text.chars().count() <= MAX_VALUE
         && text.chars().all(|c| c.is_alphanumeric() || c == ' ' || "_.:/=+-@".contains(c))
 }

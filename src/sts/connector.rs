@@ -20,6 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::CONNECT;
+use crate::config;
 
 /// STS closes idle connections, and a dead pooled one stalls the next call; renewals are far apart anyway.
 const POOL_IDLE: Duration = Duration::from_secs(20);
@@ -83,8 +84,7 @@ impl Proxy {
     /// What is wrong with it, as a phrase for the message; the password is not in it.
     pub fn parse(url: &str, no_proxy: &str) -> Result<Self, &'static str> {
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let parsed: http::Uri =
-            url.parse().map_err(|_| "is not a URL, such as http://proxy.example.com:3128")?;
+        let parsed = config::url::parse(&url).ok_or("is not a URL, such as http://proxy.example.com:3128")?;
         let (scheme, host) = match (parsed.scheme_str(), parsed.host()) {
             (Some(scheme @ ("http" | "https")), Some(host)) if !host.is_empty() => (scheme, host),
             _ => return Err("must be http://HOST:PORT or https://HOST:PORT; no other proxy is supported"),
