@@ -86,6 +86,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::server::tls;
+use crate::telemetry::in_full;
 
 pub use config::{Config, IssuerConfig, Mistakes, RoleConfig, UserConfig};
 pub use faults::{Calls, Fault};
@@ -195,7 +196,7 @@ pub fn run(args: Args) -> ExitCode {
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(start(args)));
     let Err(err) = started else { return ExitCode::SUCCESS };
-    eprintln!("rolecall emulator: {err:#}");
+    eprintln!("rolecall emulator: {}", in_full(&err));
     match err.downcast_ref::<Error>() {
         Some(Error::Config(_) | Error::Tls { .. }) => ExitCode::from(EXIT_USAGE),
         Some(Error::Listen { .. }) | None => ExitCode::FAILURE,

@@ -21,6 +21,7 @@ use crate::config::{self, Config, Kube, Mistakes};
 use crate::identity::pods::{Pod, ServiceAccountName};
 use crate::role::RoleArn;
 use crate::service_accounts::ServiceAccounts;
+use crate::telemetry::in_full;
 
 /// `EX_USAGE`: bad usage, as opposed to something that failed.
 const EXIT_USAGE: u8 = 64;
@@ -141,7 +142,7 @@ pub fn run(args: Args) -> ExitCode {
         Ok(rows) if rows.iter().any(|row| row.verdict <= Verdict::Changes) => ExitCode::FAILURE,
         Ok(_) => ExitCode::SUCCESS,
         Err(err) => {
-            eprintln!("error: {err:#}");
+            eprintln!("error: {}", in_full(&err));
             ExitCode::FAILURE
         }
     }

@@ -194,9 +194,7 @@ mod linux {
 
     pub(super) fn readable(config: &Config) -> Vec<PathBuf> {
         let mut paths = for_the_api_server(&config.kube);
-        paths.extend(ROOTS.map(PathBuf::from));
-        let chosen = ROOTS_VARIABLES.into_iter().filter_map(env::var_os);
-        paths.extend(chosen.flat_map(|value| env::split_paths(&value).collect::<Vec<_>>()));
+        paths.extend(roots());
         // Renewed in the same way.
         if let TokenSource::Issuer(door) = &config.authorization.tokens {
             let files = door.ca_bundle.iter().chain([&door.token_file]);
@@ -212,7 +210,13 @@ mod linux {
         paths
     }
 
-    /// Its name's address, and the files of whoever logs in there.
+    fn roots() -> Vec<PathBuf> {
+        let chosen = ROOTS_VARIABLES.into_iter().filter_map(env::var_os);
+        let chosen = chosen.flat_map(|value| env::split_paths(&value).collect::<Vec<_>>());
+        ROOTS.map(PathBuf::from).into_iter().chain(chosen).collect()
+    }
+
+    /// Its name's address, the files of whoever logs in there, and the system's roots: a kubeconfig may name no CA.
     pub(super) fn for_the_api_server(kube: &Kube) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = RESOLVER.iter().map(PathBuf::from).collect();
         // Elsewhere than in a container it is a link into a directory of the resolver's, which writes it anew.
@@ -224,6 +228,9 @@ mod linux {
         );
         // Tokens and certificates are renewed by putting another file in their place: a rule for the file would be one for the old one.
         paths.extend(client::files(kube).iter().filter_map(|path| around(path)));
+        if let Kube::Kubeconfig(_) = kube {
+            paths.extend(roots());
+        }
         paths
     }
 

@@ -44,7 +44,7 @@ use crate::identity::authorization::Presented;
 use crate::oidc::documents::{DISCOVERY, Documents, IssuerUrl, JWKS, jwks, pretty};
 use crate::role::Claims;
 use crate::server::tls;
-use crate::telemetry::Lines;
+use crate::telemetry::{Lines, in_full};
 use crate::{shutdown, sys, time};
 
 /// How often the mounted folders are looked at: the kubelet takes a minute to change them.
@@ -109,10 +109,14 @@ impl Issuer {
         metrics: Arc<Metrics>,
         lines: Arc<Lines>,
     ) -> Result<(Arc<Self>, Mounted)> {
-        let mounted = Mounted { keys: Keys::files(&config.keys)?, tls: tls_files(&config.tls)? };
-        let keys =
-            Keys::from_files(&mounted.keys).with_context(|| format!("--keys {}", config.keys.display()))?;
-        let tls = acceptor(&mounted.tls).with_context(|| format!("--tls {}", config.tls.display()))?;
+        let (keys, tls) =
+            (format!("--keys {}", config.keys.display()), format!("--tls {}", config.tls.display()));
+        let mounted = Mounted {
+            keys: Keys::files(&config.keys).with_context(|| keys.clone())?,
+            tls: tls_files(&config.tls).with_context(|| tls.clone())?,
+        };
+        let keys = Keys::from_files(&mounted.keys).context(keys)?;
+        let tls = acceptor(&mounted.tls).context(tls)?;
         metrics.published_keys.set(keys.published.len() as i64);
         let issuer = Arc::new(Self {
             url: config.issuer.clone(),
@@ -239,7 +243,7 @@ fn renew(
 ) {
     let failed = |error: &anyhow::Error| {
         metrics.reload_failed(what);
-        tracing::error!(error = format!("{error:#}"), what, "the old ones are kept");
+        tracing::error!(error = in_full(error), what, "the old ones are kept");
     };
     match read {
         Ok(files) if files.same_as(known) => {}

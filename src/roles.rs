@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::cluster::client;
 use crate::identity::pods::ServiceAccountName;
 use crate::role::{self, Defaults, Roles};
+use crate::telemetry::in_full;
 
 /// So many ServiceAccounts at a time.
 const PAGE: u32 = 500;
@@ -50,7 +51,7 @@ pub fn run(args: Args) -> ExitCode {
     let found = match found.and_then(|found| print(&found, args.env).map(|()| found)) {
         Ok(found) => found,
         Err(err) => {
-            eprintln!("error: {err:#}");
+            eprintln!("error: {}", in_full(&err));
             return ExitCode::FAILURE;
         }
     };

@@ -26,6 +26,17 @@ struct Shared {
     changed: Condvar,
 }
 
+/// An error and its causes in one line. Some libraries' errors have their cause's text in their own; nobody reads it twice.
+pub fn in_full(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.ends_with(&cause) {
+            line = if line.is_empty() { cause } else { line + ": " + &cause };
+        }
+    }
+    line
+}
+
 /// The queue in front of the writer thread.
 pub struct Lines {
     shared: Arc<Shared>,
@@ -143,6 +154,14 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    #[test]
+    fn a_cause_that_stands_in_its_effects_text_is_not_said_twice() {
+        let error =
+            anyhow::anyhow!("no such file").context("cannot read a: no such file").context("--kubeconfig a");
+        assert_eq!(in_full(&error), "--kubeconfig a: cannot read a: no such file");
+        assert_eq!(in_full(&anyhow::anyhow!("b").context("a")), "a: b");
+    }
 
     struct Channel(mpsc::Sender<Vec<u8>>);
 

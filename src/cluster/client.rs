@@ -52,7 +52,9 @@ pub enum Error {
         source: KubeconfigError,
     },
     /// No `--kubeconfig`, and not in a pod either.
-    #[error("there is no --kubeconfig, and this is not a pod with a ServiceAccount")]
+    #[error(
+        "this is not a pod with a ServiceAccount: name the cluster by --kubeconfig, such as ~/.kube/config"
+    )]
     InCluster(#[source] InClusterError),
     /// A kubeconfig's `proxy-url`.
     #[error("the kubeconfig has a proxy-url, which is not supported: name the API server itself")]
