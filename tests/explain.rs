@@ -38,6 +38,15 @@ fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(pod, verdict)| ((*pod).to_owned(), (*verdict).to_owned())).collect()
 }
 
+/// Namespaces with a pod each that asks for `app`: the annotation, whose it is, and what is to be told.
+const NAMESPACES: [(&str, &str, &str, &str); 5] = [
+    ("mixed", r#"iam.amazonaws.com/allowed-roles=["app", 1]"#, "kube2iam", "loses"),
+    ("letters", r#"iam.amazonaws.com/allowed-roles=["\\pL+"]"#, "kube2iam", "loses"),
+    ("words", "iam.amazonaws.com/allowed-roles=app", "kube2iam", "none"),
+    ("by-name", "iam.amazonaws.com/permitted=^app$", "kiam3", "loses"),
+    ("by-arn", "iam.amazonaws.com/permitted=.*/app", "kiam3", "gains"),
+];
+
 /// More pods than one page holds, and what is asked for in them; all that the tests below need, made once.
 fn cluster() -> &'static (&'static ApiServer, PathBuf) {
     static MADE: OnceLock<(&ApiServer, PathBuf)> = OnceLock::new();
@@ -50,6 +59,12 @@ fn cluster() -> &'static (&'static ApiServer, PathBuf) {
             [("a", &role("legacy-a")[..]), ("b", &role("legacy-b")), ("c", &role("legacy-c")), ("none", &[])]
         {
             server.pod(&Pod { namespace: "legacy", name, service_account: "default", annotations, ..Pod::default() });
+        }
+        for (namespace, annotation, ..) in NAMESPACES {
+            server.namespace(namespace, &[]);
+            server.kubectl(&["annotate", "namespace", namespace, annotation]);
+            let annotations = &[("iam.amazonaws.com/role", "app")];
+            server.pod(&Pod { namespace, name: "a", service_account: "default", annotations, ..Pod::default() });
         }
         server.namespace("crowd", &[]);
         let pod = |number: usize| {
@@ -87,6 +102,7 @@ fn every_pod_of_the_cluster_has_its_role_of_today_beside_the_one_it_would_get() 
         "--role-source",
         "pod-annotation",
         "--allow-role=legacy=*",
+        "--allow-role=by-arn=*",
         "--output=json",
     ];
     let output = explain(reader, &[&["--as", "kube2iam"], &ours[..]].concat());
@@ -102,6 +118,27 @@ fn every_pod_of_the_cluster_has_its_role_of_today_beside_the_one_it_would_get() 
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
+/// The text of each annotation as it comes from a real API server. What the tools make of it is in `src/explain/today.rs`.
+#[test]
+fn what_the_tools_read_otherwise_than_we_do_is_a_role_to_lose() {
+    let (_, reader) = cluster();
+    let ours = [
+        "--base-role-arn",
+        BASE,
+        "--role-source=pod-annotation",
+        "--allow-role=*=*",
+        "--namespace-restrictions",
+    ];
+    for (namespace, annotation, tool, verdict) in NAMESPACES {
+        let regexp: &[&str] = match tool {
+            "kube2iam" => &["--namespace-restriction-format=regexp"],
+            _ => &[],
+        };
+        let output = explain(reader, &[&["--as", tool, "--output=json"], &ours[..], regexp].concat());
+        assert_eq!(verdicts(&output, namespace), pairs(&[("a", verdict)]), "{annotation}");
+    }
+}
+
 #[test]
 fn the_table_names_the_reason() {
     let (_, reader) = cluster();
@@ -112,7 +149,7 @@ fn the_table_names_the_reason() {
     assert!(row.contains(&format!("{BASE}legacy-a")) && row.ends_with("LOSES ITS ROLE"), "{row}");
     assert!(table.contains("NoRole") && table.contains("not honoured"), "{table:.2000}");
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("3 lose it"), "{said}");
+    assert!(said.contains("8 lose it"), "{said}");
 }
 
 #[test]
@@ -179,7 +216,7 @@ fn the_page_about_moving_in_can_be_copied() {
             explained += 1;
         }
     }
-    assert_eq!(explained, 2);
+    assert_eq!(explained, 3);
     server.documented_in(
         page,
         "kubectl -n rolecall set env daemonset/rolecall -c agent ROLECALL_ROLE_SOURCE-",
