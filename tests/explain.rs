@@ -206,6 +206,7 @@ fn the_page_about_moving_in_can_be_copied() {
             let words: Vec<&str> = line.split_whitespace().skip(1).collect();
             server.kubectl(&[&words[..], &["--overwrite"]].concat());
         } else if let Some(line) = line.strip_prefix("rolecall explain --kubeconfig ~/.kube/config ") {
+            let (line, jq) = line.split_once(" | jq ").unwrap_or((line, ""));
             let words: Vec<String> = line.split_whitespace().map(|word| word.replace('\'', "")).collect();
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
             let output = explain(reader, &words);
@@ -213,10 +214,18 @@ fn the_page_about_moving_in_can_be_copied() {
                 matches!(output.status.code(), Some(0 | 1)) && !output.stdout.is_empty(),
                 "{line}: {output:?}"
             );
+            if jq.contains(".pods[]") && jq.contains(".namespace") && jq.contains(".today.role") {
+                let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+                let pods = told["pods"].as_array().unwrap();
+                let pod = pods.iter().find(|pod| pod["namespace"] == "legacy" && pod["pod"] == "a").unwrap();
+                assert_eq!(pod["today"]["role"], format!("{BASE}legacy-a"));
+            } else {
+                assert_eq!(jq, "");
+            }
             explained += 1;
         }
     }
-    assert_eq!(explained, 3);
+    assert_eq!(explained, 4);
     server.documented_in(
         page,
         "kubectl -n rolecall set env daemonset/rolecall -c agent ROLECALL_ROLE_SOURCE-",
