@@ -3,35 +3,47 @@
 
 use serde_json::json;
 
+use crate::agent::{Agent, ROLECALL};
 use crate::scenario::{allow, scenario};
-
-const AUDIENCE: &str = "https://kubernetes.default.svc";
 
 #[test]
 fn microk8s_default_audience() {
     scenario("microk8s_default_audience", async |it| {
         let key = it.aws.key();
-        it.aws.configure(|aws| aws.issuers[0].audiences = Some(vec![AUDIENCE.to_owned()]));
-        let trusted = it.aws.trusts(it, "web", AUDIENCE);
+        // What tokens are for that nobody asked anything else of: without --api-audiences, the API server's issuer.
+        let audience = &*it.server.issuer();
+        it.aws.configure(|aws| aws.issuers[0].audiences = Some(vec![audience.to_owned()]));
+        let trusted = it.aws.trusts(it, "web", audience);
         let role = it.aws.role("web", &trusted, &allow("kms:Encrypt", "*"));
         // Whoever holds such a token is the ServiceAccount at the API server: it goes to loopback, or over https, and nowhere else.
         let (_, at) = it.aws.open_at("127.0.0.1:0", None);
         let sts = format!("http://{at}");
+        // As the audience of every token it must be listed, too: the agent's own token has told which it is.
+        let mut command = it.node.command(ROLECALL);
+        command.env("ROLECALL_IMPERSONATE_NODE", it.server.impersonation.to_string());
+        let (kubeconfig, args) =
+            (it.server.agent_kubeconfig("unlisted"), ["--sts-endpoint-url", &sts, "--audience", audience]);
+        let mut unlisted = Agent::start_by(command, "unlisted", "/run/unlisted.sock", &kubeconfig, &args);
+        assert_eq!(unlisted.ended().await.code(), Some(64), "{}", unlisted.output());
+        unlisted.until_it_says(&format!("--audience: \"{audience}\" is the API server's own audience")).await;
         let _agent = it
             .agent(&[
                 "--sts-endpoint-url",
                 &sts,
                 "--allow-audience",
-                &format!("sts.amazonaws.com,{AUDIENCE}"),
+                &format!("sts.amazonaws.com,{audience}"),
             ])
             .await;
 
-        it.server.documented("kubectl patch clusterrole rolecall-audiences ", &[("AUDIENCE", AUDIENCE)]);
+        it.server.documented("kubectl patch clusterrole rolecall-audiences ", &[("AUDIENCE", audience)]);
 
-        let asks = json!({"rolecall.dev/role-arn": role, "eks.amazonaws.com/audience": AUDIENCE});
+        let asks = json!({"rolecall.dev/role-arn": role, "eks.amazonaws.com/audience": audience});
         it.account_with("web", asks).await;
         let pod = it.pod("web").await;
         pod.has_role(&role).await;
+        let token = it.token("web", &pod.name, &pod.uid, audience).await;
+        let review = it.review(&token, &[]).await;
+        assert_eq!(review["authenticated"], true, "whoever holds it is the ServiceAccount there: {review}");
         let secret = pod.must("kms", "encrypt", &json!({"KeyId": key, "Plaintext": "hunter2"}));
         pod.is_denied_by("kms", "decrypt", &json!({"CiphertextBlob": secret["CiphertextBlob"]}));
 
