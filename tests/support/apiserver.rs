@@ -46,13 +46,13 @@ impl ApiServer {
     /// When it cannot run: a test that needs it then fails, and is not skipped.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start("1.36", "t", "", &["1-namespace.yaml", "2-rbac.yaml"]))
+        SHARED.get_or_init(|| Self::start("1.36", "t", "", "", &["1-namespace.yaml", "2-rbac.yaml"]))
     }
 
     /// The other one of this process: a Kubernetes without constrained impersonation.
     pub(crate) fn before_1_36() -> &'static Self {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start("1.34", "o", "", &["1-namespace.yaml", "before-1.36"]))
+        SHARED.get_or_init(|| Self::start("1.34", "o", "", "", &["1-namespace.yaml", "before-1.36"]))
     }
 
     /// The same with the beta of MutatingAdmissionPolicy, by the flags that docs/injection.md has.
@@ -62,18 +62,34 @@ impl ApiServer {
         let flags =
             page.split('`').skip(1).step_by(2).filter(|flag| flag.starts_with("--") && flag.contains('='));
         let flags: Vec<&str> = flags.collect();
-        SHARED
-            .get_or_init(|| Self::start("1.34", "p", &flags.join(" "), &["1-namespace.yaml", "before-1.36"]))
+        SHARED.get_or_init(|| {
+            Self::start("1.34", "p", "", &flags.join(" "), &["1-namespace.yaml", "before-1.36"])
+        })
     }
 
     /// One more of that version, of a cluster on a laptop: all that it has is what daemonset/local makes.
     pub(crate) fn local() -> &'static Self {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start("1.34", "l", "", &["local"]))
+        SHARED.get_or_init(|| Self::start("1.34", "l", "", "", &["local"]))
     }
 
-    /// `flags` are more of the kube-apiserver's; `manifests` are the namespace and the rights, in daemonset/.
-    fn start(minor: &str, prefix: &str, flags: &str, manifests: &[&str]) -> Self {
+    /// One that issues tokens of `issuer`, by the flags of step 3 of docs/oidc.md.
+    pub(crate) fn self_hosted(issuer: &str) -> &'static Self {
+        static SHARED: OnceLock<ApiServer> = OnceLock::new();
+        let page = include_str!("../../docs/oidc.md");
+        let mut flags = page.lines().filter_map(|line| line.strip_prefix("    --"));
+        let first = flags.next().expect("step 3 has flags");
+        assert!(first.starts_with("service-account-issuer="), "the new issuer stands first: {first}");
+        let others: Vec<String> = flags.map(|flag| format!("--{flag}")).collect();
+        assert_eq!(others.len(), 2, "{others:?}");
+        SHARED.get_or_init(|| {
+            Self::start("1.36", "s", issuer, &others.join(" "), &["1-namespace.yaml", "2-rbac.yaml"])
+        })
+    }
+
+    /// `issuer` is its first one, if not the usual; `flags` are more of the kube-apiserver's; `manifests` are the namespace and the
+    /// rights, in daemonset/.
+    fn start(minor: &str, prefix: &str, issuer: &str, flags: &str, manifests: &[&str]) -> Self {
         let name = format!("{prefix}{}", std::process::id());
         let state = PathBuf::from("/var/tmp").join(format!("rolecall-{name}"));
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster");
@@ -81,6 +97,7 @@ impl ApiServer {
             "t" => 0,
             "o" => 500,
             "l" => 1500,
+            "s" => 2000,
             _ => 1000,
         });
         let cluster = |script: &str| {
@@ -90,6 +107,7 @@ impl ApiServer {
                 .env("CLUSTER_NAME", &name)
                 .env("CLUSTER_STATE", &state)
                 .env("APISERVER_PORT", &port)
+                .env("SERVICE_ACCOUNT_ISSUER", issuer)
                 .env("APISERVER_FLAGS", flags);
             if minor != "1.36" {
                 // It has one version's programs, and that is the newest.

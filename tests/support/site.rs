@@ -89,7 +89,11 @@ pub(crate) struct Site {
 impl Site {
     /// With `chain` (files of tests/emulator) it speaks TLS.
     pub(crate) async fn serve(chain: &[&str]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve_at("127.0.0.1:0", chain).await
+    }
+
+    async fn serve_at(address: &str, chain: &[&str]) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let (pages, addr) = (Pages::default(), listener.local_addr().unwrap());
         let tls = (!chain.is_empty()).then(|| acceptor(chain));
         let site = Self { pages: pages.clone(), addr, tls: tls.is_some() };
@@ -113,7 +117,12 @@ impl Site {
 
     /// With TLS, as an issuer must have it.
     pub(crate) async fn https() -> Self {
-        Self::serve(&["cert.pem"]).await
+        Self::https_at(0).await
+    }
+
+    /// The same where a URL that was chosen before leads to: on a node of a test's own every port is free.
+    pub(crate) async fn https_at(port: u16) -> Self {
+        Self::serve_at(&format!("127.0.0.1:{port}"), &["cert.pem"]).await
     }
 
     pub(crate) fn url(&self) -> String {
