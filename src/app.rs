@@ -203,6 +203,7 @@ pub async fn agent(
         app.keep_base(base, &mut tasks);
     }
 
+    let serves_imds = imds.is_some();
     if let Some((listeners, flags, key)) = imds {
         let facts = Arc::new(ArcSwap::default());
         tasks.spawn(node::follow(Arc::clone(&api), config.region.clone(), Arc::clone(&facts)));
@@ -213,7 +214,9 @@ pub async fn agent(
     let (pods_watch, accounts_watch) = (Arc::new(WatchHealth::default()), Arc::new(WatchHealth::default()));
     let (client, node) = (kube.node, Arc::clone(&config.node_name));
     let (pods, health) = (Arc::clone(&app.pods), Arc::clone(&pods_watch));
-    tasks.spawn(async move { match identity::watch::follow(client, &node, pods, health).await {} });
+    tasks.spawn(
+        async move { match identity::watch::follow(client, &node, pods, health, serves_imds).await {} },
+    );
     let (pods, accounts, health) =
         (Arc::clone(&app.pods), Arc::clone(&app.accounts), Arc::clone(&accounts_watch));
     let client = kube.own.clone();

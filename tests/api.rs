@@ -142,7 +142,7 @@ impl World {
         let follow = (kube.node.clone(), self.node.clone(), Arc::clone(&pods), Arc::clone(&pods_health));
         tasks.spawn(async move {
             let (client, node, pods, health) = follow;
-            match identity::watch::follow(client, &node, pods, health).await {}
+            match identity::watch::follow(client, &node, pods, health, false).await {}
         });
         let follow = (kube.own, Arc::clone(&pods), Arc::clone(&accounts), Arc::clone(&accounts_health));
         tasks.spawn(async move {

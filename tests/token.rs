@@ -100,8 +100,9 @@ impl Node {
         let (trigger, drain) = shutdown::drain();
         let mut tasks = JoinSet::new();
         let (client, pods) = (kube.node, Arc::clone(&app.pods));
-        tasks
-            .spawn(async move { match identity::watch::follow(client, name, pods, Arc::default()).await {} });
+        tasks.spawn(async move {
+            match identity::watch::follow(client, name, pods, Arc::default(), false).await {}
+        });
         let (pods, accounts) = (Arc::clone(&app.pods), Arc::clone(&app.accounts));
         tasks.spawn(async move {
             match service_accounts::watch::follow(kube.own, pods, accounts, Arc::default()).await {}

@@ -94,6 +94,8 @@ struct Variable(Shown);
 struct Shown {
     ours: bool,
     web_identity: bool,
+    /// In one container. Each in a container of its own, neither is in the other's way.
+    both: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -112,6 +114,12 @@ struct PodIp {
 }
 
 impl SlimPod {
+    /// Has any of its containers IRSA's variable, with ours beside it or without?
+    pub fn has_web_identity(&self) -> bool {
+        let Self::Read(fields) = self else { return false };
+        fields.spec.containers.shown.web_identity || fields.spec.init_containers.shown.web_identity
+    }
+
     /// The pod as the path of a request knows it; `None`, and a line in the log, if it cannot be understood.
     pub fn understood(self) -> Option<pods::Pod> {
         match self {
@@ -169,8 +177,7 @@ impl From<Fields> for pods::Pod {
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             terminating: metadata.deletion_timestamp.is_some(),
             asks: spec.containers.shown.ours || spec.init_containers.shown.ours,
-            prefers_web_identity: spec.containers.shown.web_identity
-                || spec.init_containers.shown.web_identity,
+            prefers_web_identity: spec.containers.shown.both || spec.init_containers.shown.both,
             asked: Some(metadata.annotations.0).filter(|asked| !asked.is_empty()).map(Arc::new),
         }
     }
@@ -228,9 +235,8 @@ trait Shows {
 
 impl Shows for Container {
     fn shows(&self) -> Shown {
-        let Shown { ours, web_identity } = self.env.shown;
-        // Each in a container of its own, neither is in the other's way.
-        Shown { ours, web_identity: ours && web_identity }
+        let Shown { ours, web_identity, .. } = self.env.shown;
+        Shown { ours, web_identity, both: ours && web_identity }
     }
 }
 
@@ -258,9 +264,10 @@ impl<'de, T: Deserialize<'de> + Shows> Deserialize<'de> for All<T> {
             fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Shown, A::Error> {
                 let mut shown = Shown::default();
                 while let Some(element) = elements.next_element::<T>()? {
-                    let Shown { ours, web_identity } = element.shows();
+                    let Shown { ours, web_identity, both } = element.shows();
                     shown.ours |= ours;
                     shown.web_identity |= web_identity;
+                    shown.both |= both;
                 }
                 Ok(shown)
             }
@@ -279,7 +286,8 @@ impl<'de> Deserialize<'de> for Variable {
             name: Cow<'a, str>,
         }
         let Named { name } = Named::deserialize(deserializer)?;
-        Ok(Self(Shown { ours: ASKING.contains(&&*name), web_identity: name == WEB_IDENTITY }))
+        let (ours, web_identity) = (ASKING.contains(&&*name), name == WEB_IDENTITY);
+        Ok(Self(Shown { ours, web_identity, both: false }))
     }
 }
 

@@ -427,7 +427,7 @@ async fn a_new_pods_token_does_not_wait_for_the_agents_next_attempt() {
     let api = KubeApi::new(agent.node.clone(), "here");
     let pods = Arc::new(Pods::default());
     let (client, seen) = (agent.node, Arc::clone(&pods));
-    let watch = async { match identity::watch::follow(client, "here", seen, Arc::default()).await {} };
+    let watch = async { match identity::watch::follow(client, "here", seen, Arc::default(), false).await {} };
     let test = async {
         pods.wait_synced().await;
         let mut changes = pods.changes();

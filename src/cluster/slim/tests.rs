@@ -166,3 +166,12 @@ fn irsas_variable_is_preferred_where_one_container_has_it_beside_ours() {
     }
     assert!(containers([&[ours], &[irsas]]).asks);
 }
+
+#[test]
+fn irsas_variable_is_seen_in_any_container() {
+    let env = json!([{"env": [{"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": "x"}]}, {}]);
+    for list in ["/spec/containers", "/spec/initContainers"] {
+        assert!(read(&with(list, env.clone())).has_web_identity(), "{list}");
+    }
+    assert!(!read(&realistic()).has_web_identity());
+}
