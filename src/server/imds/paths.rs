@@ -277,6 +277,36 @@ mod tests {
     }
 
     #[test]
+    fn lists_and_the_document_tell_nothing_that_another_path_does_not() {
+        let some = |text: &str| Some(text.into());
+        let all = Facts {
+            region: some("eu-central-1"),
+            zone: some("eu-central-1a"),
+            zone_id: some("euc1-az2"),
+            instance_type: some("m7g.large"),
+            instance_id: some("i-0abc"),
+        };
+        let facts: Vec<_> = FACTS.iter().map(|(_, each)| fact(*each, &all).unwrap()).collect();
+        let document: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&identity_document(&all).unwrap()).unwrap();
+        assert!(document.values().all(|value| facts.contains(&value.as_str().unwrap())), "{document:?}");
+        for directory in [
+            "",
+            "meta-data/",
+            "meta-data/iam/",
+            "meta-data/placement/",
+            "dynamic/",
+            "dynamic/instance-identity/",
+        ] {
+            let directory = format!("/latest/{directory}");
+            let Some(Path::Listing(listing)) = Path::read(&directory) else { panic!("{directory}") };
+            for line in list(listing, &all).lines() {
+                assert!(Path::read(&format!("{directory}{line}")).is_some(), "{directory}{line}");
+            }
+        }
+    }
+
+    #[test]
     fn a_role_is_listed_by_the_last_part_of_its_arn() {
         let arn = RoleArn::parse("arn:aws:iam::123456789012:role/a/path/web").unwrap();
         assert_eq!(role_name(&arn), "web");
