@@ -16,14 +16,15 @@ use crate::identity::evidence::Origin;
 use crate::identity::pods::PodUid;
 use crate::identity::{AttestedPod, Caller};
 use crate::metrics::{Endpoint, Metrics};
-use crate::server::reply::Refusal;
+use crate::server::reply::{Refusal, RequestError};
 use crate::telemetry::Lines;
 use crate::time;
 
 /// A refusal that repeats itself has a line at first, and then one this often.
 const PERIOD: Duration = Duration::from_secs(60);
-/// The code of what is no refusal, and is counted as they are.
+/// The codes of what is no refusal, and is counted as they are.
 const PASSED_THROUGH: &str = "PassedThrough";
+const STOOD_IN: &str = "StoodIn";
 /// Several times the pods of a node, about half a KiB each. Whoever comes beyond shares one line with the others.
 const MAX_REPEATED: usize = 1024;
 
@@ -108,6 +109,11 @@ impl Audit {
     /// written like a refusal, once and then by number.
     pub fn passed_through(&self, asked: &Asked<'_>, status: u16, request: &str) {
         self.counted(asked, PASSED_THROUGH, status, request.to_owned());
+    }
+
+    /// A pod of `--imds-passthrough-namespace` was given a token of ours, because the node's own service gave none.
+    pub fn stood_in(&self, asked: &Asked<'_>, why: &RequestError) {
+        self.counted(asked, STOOD_IN, 200, why.to_string());
     }
 
     /// A line at first, and then a number of others of the same kind. Returns the request id that stands in it.

@@ -301,20 +301,26 @@ fn system_pods_without_a_role_of_their_own_reach_the_node_and_no_others() {
 
 /// SDKs would take a PUT that fails for a service of version 1.
 #[test]
-fn while_the_node_does_not_answer_a_token_is_given_all_the_same() {
+fn while_the_node_hangs_up_or_throttles_a_token_is_given_all_the_same() {
     on_the_node("ailing", async |case| {
         let real = real(case).await;
         case.account_with("cni", json!({})).await;
         let cni = case.pod("cni").await;
-        real.hang_up(true);
-        let ours = token(&cni, REAL).await;
-        let away = read(&cni, REAL, LIST, node_metadata::TOKEN).await;
-        real.hang_up(false);
-        assert_ne!(ours, node_metadata::TOKEN);
-        assert_eq!(away.status, 503);
-        // At this SDKs ask for another one.
-        assert_eq!(read(&cni, REAL, LIST, &ours).await.status, 401);
-        assert_eq!(token(&cni, REAL).await, node_metadata::TOKEN);
+        let (hangs_up, throttles) = (|on: bool| real.hang_up(on), |on: bool| real.throttle(on));
+        let ills: [&dyn Fn(bool); 2] = [&hangs_up, &throttles];
+        for ill in ills {
+            ill(true);
+            let ours = token(&cni, REAL).await;
+            let away = read(&cni, REAL, LIST, node_metadata::TOKEN).await;
+            ill(false);
+            assert_ne!(ours, node_metadata::TOKEN);
+            assert_eq!(away.status, 503);
+            // At this SDKs ask for another one.
+            assert_eq!(read(&cni, REAL, LIST, &ours).await.status, 401);
+            assert_eq!(token(&cni, REAL).await, node_metadata::TOKEN);
+        }
+        let stood_in = case.world.agent.line_about(&cni.uid, |line| line["code"] == "StoodIn").await;
+        assert_eq!((&stood_in["status"], &stood_in["endpoint"]), (&200.into(), &"imds".into()));
     });
 }
 

@@ -87,6 +87,8 @@ enum Answer {
     Credentials(Arc<Served>),
     /// The node's own.
     Passed(Passed),
+    /// A session token of ours, and why it is not the node's.
+    StoodIn(String, u64, RequestError),
 }
 
 impl Endpoint {
@@ -141,6 +143,10 @@ impl Endpoint {
             }
             Ok(Answer::Token(token, ttl)) => {
                 front.audit.answered(&asked);
+                reply::metadata_token(token, ttl)
+            }
+            Ok(Answer::StoodIn(token, ttl, why)) => {
+                front.audit.stood_in(&asked, &why);
                 reply::metadata_token(token, ttl)
             }
             Ok(Answer::Passed(passed)) => {
@@ -221,11 +227,15 @@ impl Endpoint {
         deadline: Instant,
         trail: &mut Trail,
     ) -> Answer {
-        let token = self.settings.key.mint(known, Duration::from_secs(ttl), time::now());
+        let token = self.mint(known, ttl);
         // It stands where Authorization would: it, too, is a header that a forged request has not.
         let presented = Presented::new(token.as_bytes());
         let _ = self.front.broker.credentials(caller, &presented, deadline, trail).await;
         Answer::Token(token, ttl)
+    }
+
+    fn mint(&self, known: &Known, ttl: u64) -> String {
+        self.settings.key.mint(known, Duration::from_secs(ttl), time::now())
     }
 
     /// The session that a request belongs to.
@@ -292,13 +302,14 @@ impl Endpoint {
         if question.token.is_none() && question.method != Method::PUT && !self.settings.v1 {
             return Some(Err(RequestError::MetadataTokenRequired.into()));
         }
-        let passed = passthrough.ask(question.into()).await;
-        if let (Err(why), &Method::PUT) = (&passed, &question.method) {
-            // SDKs take a PUT that fails for the end of version 2. So they get a token of ours, and with that are sent for another.
-            tracing::warn!(error = %why, "a token of ours in place of the node's own");
-            return None;
-        }
-        Some(passed.map(Answer::Passed).map_err(Refusal::Request))
+        let why = match passthrough.ask(question.into(), deadline).await {
+            Ok(passed) => return Some(Ok(Answer::Passed(passed))),
+            Err(why) if question.method != Method::PUT => return Some(Err(why.into())),
+            Err(why) => why,
+        };
+        // SDKs take a PUT that fails for the end of version 2. So they get a token of ours, and with that are sent for another.
+        let Ok(Ask::Token(ttl)) = question.ask() else { return None };
+        Some(Ok(Answer::StoodIn(self.mint(known, ttl), ttl, why)))
     }
 }
 

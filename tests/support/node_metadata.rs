@@ -23,6 +23,7 @@ pub const TOKEN: &str = "a-token-of-the-real-service";
 pub struct Metadata {
     asked: Arc<Mutex<Vec<String>>>,
     hangs_up: Arc<AtomicBool>,
+    throttles: Arc<AtomicBool>,
 }
 
 impl Metadata {
@@ -31,22 +32,28 @@ impl Metadata {
         let listener = net::listen(outside, METADATA.parse().unwrap());
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let hangs_up: Arc<AtomicBool> = Arc::default();
-        let (heads, silent) = (Arc::clone(&asked), Arc::clone(&hangs_up));
+        let throttles: Arc<AtomicBool> = Arc::default();
+        let (heads, silent, busy) = (Arc::clone(&asked), Arc::clone(&hangs_up), Arc::clone(&throttles));
         thread::spawn(move || {
             for stream in listener.incoming() {
                 if silent.load(Ordering::SeqCst) {
                     continue;
                 }
-                let heads = Arc::clone(&heads);
-                thread::spawn(move || while answer(stream.as_ref().unwrap(), &heads).is_some() {});
+                let (heads, busy) = (Arc::clone(&heads), Arc::clone(&busy));
+                thread::spawn(move || while answer(stream.as_ref().unwrap(), &heads, &busy).is_some() {});
             }
         });
-        Self { asked, hangs_up }
+        Self { asked, hangs_up, throttles }
     }
 
     /// From now on, or no longer, new connections end without an answer.
     pub fn hang_up(&self, on: bool) {
         self.hangs_up.store(on, Ordering::SeqCst);
+    }
+
+    /// From now on, or no longer, every request is answered 503.
+    pub fn throttle(&self, on: bool) {
+        self.throttles.store(on, Ordering::SeqCst);
     }
 
     /// The heads of all requests so far.
@@ -56,7 +63,7 @@ impl Metadata {
 }
 
 /// One request; `None` once the caller has gone.
-fn answer(mut stream: &TcpStream, heads: &Mutex<Vec<String>>) -> Option<()> {
+fn answer(mut stream: &TcpStream, heads: &Mutex<Vec<String>>, busy: &AtomicBool) -> Option<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -66,6 +73,9 @@ fn answer(mut stream: &TcpStream, heads: &Mutex<Vec<String>>) -> Option<()> {
     let head = String::from_utf8_lossy(&head).into_owned();
     heads.lock().unwrap().push(head.clone());
     let path = head.split(' ').nth(1).unwrap_or_default();
+    if busy.load(Ordering::SeqCst) {
+        return write!(stream, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").ok();
+    }
     let (status, body) = match path.trim_end_matches('/') {
         "/latest/api/token" => ("200 OK", TOKEN.to_owned()),
         "/latest/meta-data/mac" => ("200 OK", "02:00:00:00:00:01".to_owned()),

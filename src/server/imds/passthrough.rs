@@ -5,18 +5,17 @@
 //! for what comes in by a link.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Question, TOKEN};
 use crate::identity::AttestedPod;
@@ -24,8 +23,6 @@ use crate::server::reply::{METADATA_TOKEN_TTL, NO_STORE, RequestError};
 
 /// The real service. An address of the node's own network, and not of configuration: what answers there is believed to be AWS's.
 const REAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
-/// From the question to the whole answer; the real service takes milliseconds, and Go v2 waits half a second.
-const PATIENCE: Duration = super::HOLD;
 /// At once: it limits each instance, and what is more than that would be refused there.
 const AT_ONCE: usize = 16;
 /// User data is the largest, with 16 KiB.
@@ -64,15 +61,29 @@ impl Passthrough {
         attested.evidence() == "kernel" && self.namespaces.iter().any(|name| name == pod.namespace())
     }
 
-    /// Asks the real service.
-    pub(super) async fn ask(&self, forwarded: Forwarded) -> Result<Passed, RequestError> {
+    /// Asks the real service, which takes milliseconds, until `deadline`.
+    ///
+    /// # Errors
+    /// It does not answer; or a PUT is answered that it is ill or throttles us: SDKs would take that for the end of version 2.
+    pub(super) async fn ask(&self, forwarded: Forwarded, deadline: Instant) -> Result<Passed, RequestError> {
+        let put = forwarded.request.method() == Method::PUT;
         let asked = async {
             let _place = self.places.acquire().await.map_err(|err| err.to_string())?;
             exchange(self.service, forwarded.request).await
         };
-        let failed = |why| RequestError::NodeMetadata(why);
-        timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err("no answer in time".into())).map_err(failed)
+        let answer = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err("no answer in time".into()));
+        match answer.map_err(RequestError::NodeMetadata)? {
+            Passed { status, .. } if put && is_trouble(status) => {
+                Err(RequestError::NodeMetadata(format!("status {}", status.as_u16())))
+            }
+            passed => Ok(passed),
+        }
     }
+}
+
+/// Not what was asked for is wrong, but the service, or how often it is asked.
+fn is_trouble(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
 async fn exchange(service: SocketAddr, request: Request<Empty<Bytes>>) -> Result<Passed, String> {
@@ -131,3 +142,7 @@ impl Passed {
         response
     }
 }
+
+#[cfg(test)]
+#[path = "passthrough/tests.rs"]
+mod tests;
