@@ -46,6 +46,9 @@ fn main() -> Result<()> {
     })
 }
 
+/// As long as container credentials are held.
+const PATIENCE: Duration = Duration::from_millis(900);
+
 struct Call {
     stream: TcpStream,
     peer: SocketAddr,
@@ -61,7 +64,7 @@ impl Call {
 
     async fn attest(&self, kernel: &Kernel) -> Result<()> {
         let arrival = kernel.arrived(&self.stream, self.peer, self.local);
-        kernel.attest(arrival).await.with_context(|| self.peer.to_string())?;
+        kernel.attest(arrival, Instant::now() + PATIENCE).await.with_context(|| self.peer.to_string())?;
         Ok(())
     }
 }

@@ -83,6 +83,14 @@ pub enum Door {
 }
 
 impl Door {
+    /// How long a request is held here.
+    fn hold(&self) -> Duration {
+        match self {
+            Self::Ecs(_) => ecs::HOLD,
+            Self::Imds(_) => imds::HOLD,
+        }
+    }
+
     /// The answer, as bytes, to a connection that is not even read.
     fn turned_away(&self, caller: &Caller, refusal: RequestError) -> Vec<u8> {
         match self {
@@ -122,7 +130,7 @@ pub async fn serve(listener: TcpListener, source: Source, door: Door, limits: Ar
                 return turn_away(&stream, &door.turned_away(arrival.known(), refusal));
             }
             // Before a byte is parsed: who it is does not hang on what it says.
-            let caller = arrival.caller().await;
+            let caller = arrival.caller(arrived + door.hold()).await;
             let visitor = Visitor::new(caller, admission, arrived.elapsed());
             door.serve(stream, visitor, drain).await;
         });

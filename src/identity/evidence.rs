@@ -69,12 +69,13 @@ impl Arrival {
         &self.caller
     }
 
-    /// Takes the rest of the evidence.
-    pub async fn caller(self) -> Caller {
+    /// Takes the rest of the evidence; what is not there by `deadline` is [`Doubt::Busy`].
+    pub async fn caller(self, deadline: Instant) -> Caller {
         #[cfg(target_os = "linux")]
         if let Some((kernel, arrival)) = self.ladder {
-            return self.caller.with_evidence(kernel.attest(arrival).await);
+            return self.caller.with_evidence(kernel.attest(arrival, deadline).await);
         }
+        let _ = deadline; // An address is there at once.
         self.caller
     }
 }

@@ -31,10 +31,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use self::helper::{Buckets, Job};
 use self::ladder::{Cable, Call, Ladder, Way};
@@ -43,9 +42,6 @@ use self::process::Proc;
 use self::witness::{Witness, Witnesses};
 use super::evidence::{Doubt, Origin};
 use super::pods::{PodUid, unmapped};
-
-/// For the thread's answer, with the jobs of others before it: SDKs read for a second. Whoever is not reached in it asks again.
-const PATIENCE: Duration = Duration::from_millis(800);
 
 /// Why this node does not allow it.
 #[derive(Debug, thiserror::Error)]
@@ -166,11 +162,11 @@ impl Kernel {
         Arrival { link, next: way.map(|way| (call, Next::Namespace(way))) }
     }
 
-    /// The pod that opened the connection.
+    /// The pod that opened the connection. The thread has the jobs of others before it: whoever is not reached by `deadline` asks again.
     ///
     /// # Errors
     /// Any [`Doubt`].
-    pub async fn attest(&self, arrival: Arrival) -> Result<PodUid, Doubt> {
+    pub async fn attest(&self, arrival: Arrival, deadline: Instant) -> Result<PodUid, Doubt> {
         let (call, next) = arrival.next?;
         let way = match next {
             Next::Namespace(way) => way,
@@ -192,7 +188,7 @@ impl Kernel {
         let (answer, answered) = oneshot::channel();
         let caller = helper::Caller { way, call, answer };
         self.helper.try_send(Job::Caller(caller)).map_err(|_| Doubt::Busy)?;
-        match timeout(PATIENCE, answered).await {
+        match timeout_at(deadline, answered).await {
             Ok(Ok(found)) => found,
             _ => Err(Doubt::Busy),
         }
