@@ -28,11 +28,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
-use self::limits::Limits;
+use self::imds::unadmitted::Unadmitted;
+use self::limits::{Admission, Limits};
 use self::reply::RequestError;
 use self::visitor::Visitor;
-use crate::identity::Caller;
-use crate::identity::evidence::Source;
+use crate::identity::evidence::{Arrival, Source};
 use crate::shutdown::Drain;
 
 /// Half a request may hang this long, and a kept connection may idle this long.
@@ -42,6 +42,8 @@ const STALL: Duration = Duration::from_secs(5);
 /// hyper reads no more than this ahead; its default lets one connection grow to 400 KiB.
 const BUFFER: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
+/// For the one request of who is only heard: it comes with the connection, or it is no SDK's. No longer, or silence would be a place.
+const HEARD: Duration = Duration::from_millis(200);
 /// Of the request of a caller that is turned away.
 const MAX_DISCARDED: usize = 4 * 1024;
 const BACKLOG: i32 = 1024;
@@ -91,11 +93,40 @@ impl Door {
         }
     }
 
-    /// The answer, as bytes, to a connection that is not even read.
-    fn turned_away(&self, caller: &Caller, refusal: RequestError) -> Vec<u8> {
+    /// Refuses a connection for which there is no room.
+    fn refuse(&self, stream: TcpStream, arrival: Arrival, limits: &Arc<Limits>, drain: &Drain) {
+        let refusal = RequestError::Overloaded("too many open connections from one pod");
         match self {
-            Self::Ecs(endpoint) => endpoint.turned_away(caller, refusal),
-            Self::Imds(endpoint) => endpoint.turned_away(caller, refusal),
+            Self::Ecs(endpoint) => turn_away(&stream, &endpoint.turned_away(arrival.known(), refusal)),
+            Self::Imds(endpoint) => match limits.hear(arrival.origin()) {
+                Some(place) => {
+                    let (endpoint, drain) = (Arc::clone(endpoint), drain.clone());
+                    tokio::spawn(async move {
+                        let refusal = place.turn().await.err().unwrap_or(refusal);
+                        hear(stream, place, Unadmitted::new(endpoint, arrival.unasked(), refusal), drain)
+                            .await;
+                    });
+                }
+                // Closed without a word: it could be a PUT, and 503 would be one.
+                None => Unadmitted::new(Arc::clone(endpoint), arrival.unasked(), refusal).ended(),
+            },
+        }
+    }
+
+    /// Refuses a connection that had no turn, after it has waited for one.
+    async fn refuse_late(
+        self,
+        stream: TcpStream,
+        arrival: Arrival,
+        place: Admission,
+        refusal: RequestError,
+        drain: Drain,
+    ) {
+        match self {
+            Self::Ecs(endpoint) => turn_away(&stream, &endpoint.turned_away(arrival.known(), refusal)),
+            Self::Imds(endpoint) => {
+                hear(stream, place, Unadmitted::new(endpoint, arrival.unasked(), refusal), drain).await;
+            }
         }
     }
 
@@ -118,8 +149,7 @@ pub async fn serve(listener: TcpListener, source: Source, door: Door, limits: Ar
         let Ok(local) = stream.local_addr() else { continue };
         let arrival = source.arrived(&stream, peer, local);
         let Some(admission) = limits.admit(arrival.origin()) else {
-            let refusal = RequestError::Overloaded("too many open connections from one pod");
-            turn_away(&stream, &door.turned_away(arrival.known(), refusal));
+            door.refuse(stream, arrival, &limits, &drain);
             continue;
         };
         let (door, drain) = (door.clone(), drain.clone());
@@ -127,7 +157,7 @@ pub async fn serve(listener: TcpListener, source: Source, door: Door, limits: Ar
             let arrived = Instant::now();
             // Before it is asked who it is, which costs more than an answer.
             if let Err(refusal) = admission.turn().await {
-                return turn_away(&stream, &door.turned_away(arrival.known(), refusal));
+                return door.refuse_late(stream, arrival, admission, refusal, drain).await;
             }
             // Before a byte is parsed: who it is does not hang on what it says.
             let caller = arrival.caller(arrived + door.hold()).await;
@@ -183,6 +213,15 @@ pub(crate) async fn connection<A>(
     }
 }
 
+/// Answers the first request of a connection that is not let in, and ends it. `_place` is what it costs its origin.
+async fn hear(stream: TcpStream, _place: Admission, unadmitted: Unadmitted, drain: Drain) {
+    let _ = stream.set_nodelay(true);
+    let answer = |request| unadmitted.answer(request);
+    // Both bounds: hyper's is for the head alone.
+    let _ = timeout(2 * HEARD, connection(stream, HEARD, answer, drain)).await;
+    unadmitted.ended();
+}
+
 /// Sends `answer` to whatever is asked, without reading it, and waits for nothing.
 fn turn_away(stream: &TcpStream, answer: &[u8]) {
     let socket = SockRef::from(stream);
@@ -192,3 +231,7 @@ fn turn_away(stream: &TcpStream, answer: &[u8]) {
     let _ = socket.recv(&mut [MaybeUninit::uninit(); MAX_DISCARDED]);
     let _ = socket.shutdown(Shutdown::Write);
 }
+
+#[cfg(test)]
+#[path = "server/tests.rs"]
+mod tests;

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use rolecall::cluster::{self, node::Facts};
 use rolecall::fakes::{ROLE, World, denied, pod};
 use rolecall::identity::pods::Pod;
 use rolecall::server::imds::Settings;
 use rolecall::server::imds::token::Key;
 use rolecall::sts;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use self::endpoint::{Agent, Lines, WEB, serve_imds};
@@ -385,6 +387,47 @@ async fn a_pod_that_was_not_asked_for_is_fetched_for_ahead() {
     let token = agent.token("127.0.0.8").await;
     assert_eq!(agent.read("127.0.0.8", &format!("{LIST}{NAME}"), &token).await.status, 200);
     assert_eq!(agent.sts.calls(), 2);
+}
+
+/// So many connections that say nothing that its next one is beyond its pod's share.
+async fn crowd(agent: &Agent) -> Vec<TcpStream> {
+    join_all((0..241).map(|_| connect(WEB, agent.address))).await
+}
+
+#[tokio::test]
+async fn beyond_its_connections_a_pod_has_its_token_and_503_for_all_else() {
+    let agent = agent();
+    let crowd = crowd(&agent).await;
+    let refused = agent.read(WEB, LIST, "AAAA").await;
+    assert_eq!(status_and_code(&refused), (503, "Overloaded"));
+    assert_eq!((refused.header("retry-after"), refused.header("connection")), (Some("1"), Some("close")));
+    let given = get(WEB, agent.address, &put("300")).await;
+    assert_eq!((given.status, given.header("connection")), (200, Some("close")), "{given:?}");
+    assert_eq!(given.header("x-aws-ec2-metadata-token-ttl-seconds"), Some("300"));
+    // It is no way around what a PUT must be.
+    let ttl = ("x-aws-ec2-metadata-token-ttl-seconds", "300");
+    let forged = request("PUT", "/latest/api/token", &[ttl, ("X-Forwarded-For", "10.0.0.1")]);
+    assert_eq!(get(WEB, agent.address, &forged).await.status, 403);
+    assert_eq!(get(WEB, agent.address, &put("0")).await.status, 400);
+    drop(crowd);
+    let begun = Instant::now();
+    let mut listed = agent.read(WEB, LIST, &given.body).await;
+    while listed.status == 503 && begun.elapsed() < Duration::from_secs(5) {
+        listed = agent.read(WEB, LIST, &given.body).await;
+    }
+    assert_eq!((listed.status, &*listed.body), (200, NAME), "a token like any other");
+}
+
+#[tokio::test]
+async fn however_many_puts_come_at_once_none_is_answered_5xx() {
+    let agent = agent();
+    let _crowd = crowd(&agent).await;
+    let put = put("300");
+    let one = async || ask(&mut connect(WEB, agent.address).await, &put).await.map(|answer| answer.status);
+    let answers = join_all((0..400).map(|_| one())).await;
+    // Who finds no room at all is told nothing: that is no 5xx.
+    assert!(answers.iter().flatten().all(|status| *status == 200), "{answers:?}");
+    assert!(answers.contains(&Some(200)));
 }
 
 #[tokio::test]

@@ -69,6 +69,11 @@ impl Arrival {
         &self.caller
     }
 
+    /// The caller as far as it is known: no more evidence is taken.
+    pub fn unasked(self) -> Caller {
+        self.caller
+    }
+
     /// Takes the rest of the evidence; what is not there by `deadline` is [`Doubt::Busy`].
     pub async fn caller(self, deadline: Instant) -> Caller {
         #[cfg(target_os = "linux")]

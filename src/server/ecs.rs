@@ -90,7 +90,10 @@ impl Endpoint {
 
     /// The answer, as bytes, to a connection that is not even read.
     pub fn turned_away(&self, caller: &Caller, refusal: RequestError) -> Vec<u8> {
-        self.0.turned_away(METRIC, caller, refusal, reply::unread)
+        let refusal = Refusal::Request(refusal);
+        let asked = Asked { endpoint: METRIC, begun: Instant::now(), caller, trail: &Trail::default() };
+        let request_id = self.0.audit.refused(&asked, &refusal);
+        reply::unread(&refusal, &request_id, &self.0.instance)
     }
 
     /// The rules that need no identity. What Authorization holds is read here, and judged by [`crate::identity`].

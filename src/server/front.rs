@@ -4,13 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::HeaderValue;
-use tokio::time::Instant;
 
-use super::reply::{Refusal, RequestError};
-use crate::audit::{Asked, Audit};
-use crate::broker::{Broker, Trail};
-use crate::identity::Caller;
-use crate::metrics;
+use crate::audit::Audit;
+use crate::broker::Broker;
 
 /// Shared by all connections of an endpoint.
 pub struct Front {
@@ -33,19 +29,5 @@ impl Front {
             hosts: listeners.iter().map(SocketAddr::ip).collect(),
             instance: HeaderValue::from_str(instance).expect("an instance is hex digits"),
         }
-    }
-
-    /// The answer, as bytes in the endpoint's own form, to a connection that is not even read.
-    pub(super) fn turned_away(
-        &self,
-        endpoint: metrics::Endpoint,
-        caller: &Caller,
-        refusal: RequestError,
-        unread: fn(&Refusal, &str, &HeaderValue) -> Vec<u8>,
-    ) -> Vec<u8> {
-        let refusal = Refusal::Request(refusal);
-        let asked = Asked { endpoint, begun: Instant::now(), caller, trail: &Trail::default() };
-        let request_id = self.audit.refused(&asked, &refusal);
-        unread(&refusal, &request_id, &self.instance)
     }
 }

@@ -8,6 +8,7 @@
 pub mod passthrough;
 pub mod paths;
 pub mod token;
+pub mod unadmitted;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -159,11 +160,6 @@ impl Endpoint {
                 reply::metadata_refusal(&refusal, &request_id, &front.instance)
             }
         })
-    }
-
-    /// The answer, as bytes, to a connection that is not even read.
-    pub fn turned_away(&self, caller: &Caller, refusal: RequestError) -> Vec<u8> {
-        self.front.turned_away(METRIC, caller, refusal, reply::metadata_unread)
     }
 
     fn read<B>(&self, request: &Request<B>) -> Result<Question, RequestError> {

@@ -2,7 +2,8 @@
 //!
 //! All connections share one thread, so what one pod takes its neighbours lack. Up to a rate nobody waits; above it each
 //! request waits for its turn, and since a connection waits with one request at a time, the wait is bounded by the
-//! connections. Only what has no connection left is refused, in the cheapest way.
+//! connections. Only what has no connection left is refused, in the cheapest way; of instance metadata a few such may say what
+//! they came for, because a PUT must not be refused ([`Limits::hear`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,6 +17,8 @@ use crate::identity::evidence::Origin;
 /// Open connections of all. Each costs its read buffer, 16 KiB at most, and a few KiB more: together less than the
 /// manifest's 128 MiB.
 const CONNECTIONS: usize = 4096;
+/// Connections of all that are not let in, but heard. Each ends with its first answer.
+const HEARD: usize = 512;
 /// What one origin may have of those that are still free: 241 while nobody else has any, so that 200 processes can start
 /// at once, and so little beside many floods that a newcomer finds room.
 const PART: usize = 16;
@@ -24,16 +27,39 @@ const PART: usize = 16;
 const INTERVAL: Duration = Duration::from_millis(1);
 /// What an origin that was quiet may ask at once: 1,000, so 200 processes with an SDK that asks four times.
 const SAVED: Duration = Duration::from_secs(1);
-/// Twice the wait that open connections can cause; more turns than that are booked only by callers that do not wait
-/// for theirs.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Nearly twice the wait that open connections can cause; more turns than that are booked only by callers that do not wait
+/// for theirs. As long as instance metadata may hold a PUT, which is answered all the same.
+const PATIENCE: Duration = super::imds::HOLD;
 /// Several times the pods of a node: links come and go.
 const SWEEP: usize = 1024;
 
 /// The limits of one agent, shared by its listeners.
 pub struct Limits {
-    connections: usize,
+    inside: usize,
     table: Mutex<Table>,
+}
+
+/// How many connections there are of a kind.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    inside: usize,
+    heard: usize,
+}
+
+/// What a connection is counted as.
+#[derive(Clone, Copy)]
+enum Kind {
+    Inside,
+    Heard,
+}
+
+impl Count {
+    fn of(&mut self, kind: Kind) -> &mut usize {
+        match kind {
+            Kind::Inside => &mut self.inside,
+            Kind::Heard => &mut self.heard,
+        }
+    }
 }
 
 impl Default for Limits {
@@ -44,39 +70,55 @@ impl Default for Limits {
 
 #[derive(Default)]
 struct Table {
-    open: usize,
+    open: Count,
     origins: HashMap<Origin, Taken>,
 }
 
 #[derive(Default)]
 struct Taken {
-    open: usize,
+    open: Count,
     turns: Arc<Turns>,
 }
 
 impl Limits {
     /// Limits for so many open connections.
     pub fn new(connections: usize) -> Self {
-        Self { connections, table: Mutex::default() }
+        Self { inside: connections, table: Mutex::default() }
     }
 
     /// Room for one connection of `origin`, until what is returned is dropped; `None` if it has its share already.
     pub fn admit(self: &Arc<Self>, origin: Origin) -> Option<Admission> {
+        self.place(origin, Kind::Inside)
+    }
+
+    /// Room for one connection of `origin` that is not admitted, for its first request alone. It takes its turn with the others,
+    /// so who floods has no more answers by it; `None` if the origin has its share of this, too.
+    pub fn hear(self: &Arc<Self>, origin: Origin) -> Option<Admission> {
+        self.place(origin, Kind::Heard)
+    }
+
+    fn place(self: &Arc<Self>, origin: Origin, kind: Kind) -> Option<Admission> {
         let mut table = self.locked();
-        let allowed = (self.connections - table.open) / PART;
+        let most = match kind {
+            Kind::Inside => self.inside,
+            Kind::Heard => HEARD,
+        };
+        let allowed = (most - *table.open.of(kind)) / PART;
         if table.origins.len() >= SWEEP && !table.origins.contains_key(&origin) {
             let now = Instant::now();
             // Whoever has used up its turns is remembered until it would have them again.
-            table.origins.retain(|_, taken| taken.open > 0 || !taken.turns.unused(now));
+            table
+                .origins
+                .retain(|_, taken| taken.open.inside + taken.open.heard > 0 || !taken.turns.unused(now));
         }
         let taken = table.origins.entry(origin).or_default();
-        if taken.open >= allowed {
+        if *taken.open.of(kind) >= allowed {
             return None;
         }
-        taken.open += 1;
+        *taken.open.of(kind) += 1;
         let turns = Arc::clone(&taken.turns);
-        table.open += 1;
-        Some(Admission { limits: Arc::clone(self), origin, turns })
+        *table.open.of(kind) += 1;
+        Some(Admission { limits: Arc::clone(self), origin, kind, turns })
     }
 
     fn locked(&self) -> MutexGuard<'_, Table> {
@@ -88,6 +130,7 @@ impl Limits {
 pub struct Admission {
     limits: Arc<Limits>,
     origin: Origin,
+    kind: Kind,
     turns: Arc<Turns>,
 }
 
@@ -111,9 +154,9 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         let mut table = self.limits.locked();
-        table.open -= 1;
+        *table.open.of(self.kind) -= 1;
         if let Some(taken) = table.origins.get_mut(&self.origin) {
-            taken.open -= 1;
+            *taken.open.of(self.kind) -= 1;
         }
     }
 }
@@ -161,7 +204,24 @@ mod tests {
             let _rest: Vec<_> = std::iter::from_fn(|| limits.admit(POD)).collect();
             assert!(limits.admit(POD).is_none() && limits.admit(OTHER).is_some());
         }
-        assert_eq!(limits.locked().open, 0);
+        assert_eq!(limits.locked().open.inside, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_only_heard_has_places_and_turns_of_its_own_origin_alone() {
+        let limits = Arc::new(Limits::default());
+        let _inside: Vec<_> = std::iter::from_fn(|| limits.admit(POD)).collect();
+        let heard: Vec<_> = std::iter::from_fn(|| limits.hear(POD)).collect();
+        assert!((16..HEARD / 8).contains(&heard.len()), "{}", heard.len());
+        assert!(limits.hear(OTHER).is_some() && limits.admit(OTHER).is_some());
+        for _ in 0..1000 {
+            heard[0].turn().await.unwrap();
+        }
+        let begun = Instant::now();
+        heard[1].turn().await.unwrap();
+        assert_eq!(begun.elapsed(), INTERVAL, "it has no more turns than who is let in");
+        drop(heard);
+        assert_eq!(limits.locked().open.heard, 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -267,12 +267,14 @@ pub fn metadata_refusal(
     request_id: &str,
     instance: &HeaderValue,
 ) -> Response<Full<Bytes>> {
-    plain(refusal, request_id, instance).map(Full::new)
+    let line = format!("{}: {} (request {request_id})", refusal.code(), refusal.sentence());
+    with_headers(refusal, line.into(), TEXT, instance).map(Full::new)
 }
 
-fn plain(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Response<Bytes> {
-    let line = format!("{}: {} (request {request_id})", refusal.code(), refusal.sentence());
-    with_headers(refusal, line.into(), TEXT, instance)
+/// The same answer, and the end of its connection.
+pub fn last(mut answer: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
 }
 
 /// The answer to a refusal; `request_id` is the same in the audit line.
@@ -283,11 +285,6 @@ pub fn refusal(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> R
 /// The same as bytes, for a connection of which nothing is read and that is closed after it.
 pub fn unread(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Vec<u8> {
     bytes_of(&answer(refusal, request_id, instance))
-}
-
-/// [`unread`], of instance metadata.
-pub fn metadata_unread(refusal: &Refusal, request_id: &str, instance: &HeaderValue) -> Vec<u8> {
-    bytes_of(&plain(refusal, request_id, instance))
 }
 
 fn bytes_of(answer: &Response<Bytes>) -> Vec<u8> {
