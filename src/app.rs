@@ -125,6 +125,13 @@ impl App {
         &self.broker
     }
 
+    /// Instance metadata, without a listener before it.
+    #[cfg(feature = "testing")]
+    pub fn metadata(&self, settings: imds::Settings) -> Arc<imds::Endpoint> {
+        let (broker, audit) = (Arc::clone(&self.broker), Arc::clone(&self.audit));
+        imds::Endpoint::new(Front::new(broker, audit, &[], &self.instance), settings)
+    }
+
     /// Serves `listeners` until `drain` begins, and keeps the plans in step with the pods.
     pub fn serve(self, listeners: Vec<TcpListener>, drain: &Drain, tasks: &mut JoinSet<()>) -> Result<()> {
         let front = |listeners: &[TcpListener]| {

@@ -413,7 +413,8 @@ impl World {
         Self::between(sts, Source::Address, Authorization::default(), plan, std::io::sink())
     }
 
-    fn between(
+    /// Between the fake kube API and this STS, with these flags.
+    pub fn between(
         sts: FakeSts,
         source: Source,
         authorization: Authorization,

@@ -19,7 +19,6 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -103,10 +102,10 @@ impl Endpoint {
     ///
     /// # Errors
     /// Never: a refusal is an answer.
-    pub fn answer(
+    pub fn answer<B>(
         &self,
         visitor: &Visitor,
-        request: Request<Incoming>,
+        request: Request<B>,
     ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> {
         let begun = Instant::now();
         // Read and dropped before hyper reads on, as in `ecs`.

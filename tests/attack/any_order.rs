@@ -5,7 +5,9 @@
 //! still show it; `ROLECALL_SEED=… ROLECALL_CASES=1` runs it again.
 #![allow(clippy::unwrap_used)]
 
-use crate::model::{Event, Mode, ReusedAddress, run};
+use std::fmt::Debug;
+
+use crate::model::{Event, Mode, ReusedAddress, run, tenants};
 use crate::netns::say;
 
 /// In the time that the tier has.
@@ -15,38 +17,55 @@ const REUSES: usize = 10_000;
 
 #[test]
 fn in_any_order_of_events_a_pod_that_the_kernel_shows_gets_only_its_own_role() {
-    holds(Mode::Kernel);
+    holds(Event::random, |seed, events| run(Mode::Kernel, seed, events));
 }
 
 /// What an address cannot prove is in the README: here each has one pod, which the watch and a list agree upon.
 #[test]
 fn in_any_order_of_events_an_address_gets_only_the_role_of_a_pod_that_shows_it() {
-    holds(Mode::Address);
+    holds(Event::random, |seed, events| run(Mode::Address, seed, events));
 }
 
-fn holds(mode: Mode) {
+#[test]
+fn in_any_order_of_events_a_pod_gets_only_what_its_service_account_asks_for_under_that_name() {
+    holds(tenants::Event::random, |seed, events| tenants::run(false, seed, events));
+}
+
+#[test]
+fn in_any_order_of_events_a_pod_gets_only_what_it_asks_for_and_its_namespace_permits() {
+    holds(tenants::Event::random, |seed, events| tenants::run(true, seed, events));
+}
+
+fn holds<E: Copy + Debug>(
+    random: impl Fn(&mut fastrand::Rng) -> E,
+    run: impl Fn(u64, &[E]) -> Result<(), String>,
+) {
     let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
     let first = number("ROLECALL_SEED").unwrap_or_else(|| fastrand::u64(..));
     for seed in (0..number("ROLECALL_CASES").unwrap_or(CASES)).map(|case| first.wrapping_add(case)) {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let length = random.usize(1..EVENTS);
-        let events: Vec<Event> = (0..length).map(|_| Event::random(&mut random)).collect();
-        if let Err(why) = run(mode, seed, &events) {
-            let (events, why) = shrink(mode, seed, events, why);
-            panic!("ROLECALL_SEED={seed} {mode:?}: {why}\n{events:#?}");
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let length = dice.usize(1..EVENTS);
+        let events: Vec<E> = (0..length).map(|_| random(&mut dice)).collect();
+        if let Err(why) = run(seed, &events) {
+            let (events, why) = shrink(|events| run(seed, events), events, why);
+            panic!("ROLECALL_SEED={seed}: {why}\n{events:#?}");
         }
     }
 }
 
 /// Leaves out what it still fails without: large pieces first, then single events.
-fn shrink(mode: Mode, seed: u64, mut events: Vec<Event>, mut why: String) -> (Vec<Event>, String) {
+fn shrink<E: Copy>(
+    run: impl Fn(&[E]) -> Result<(), String>,
+    mut events: Vec<E>,
+    mut why: String,
+) -> (Vec<E>, String) {
     let mut piece = events.len().div_ceil(2);
     loop {
         let mut at = 0;
         while at < events.len() {
             let mut fewer = events.clone();
             fewer.drain(at..(at + piece).min(events.len()));
-            match run(mode, seed, &fewer) {
+            match run(&fewer) {
                 Err(still) => (events, why) = (fewer, still),
                 Ok(()) => at += piece,
             }

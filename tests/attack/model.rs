@@ -21,6 +21,8 @@ use tokio::task::JoinSet;
 mod event;
 #[path = "model/reused.rs"]
 mod reused;
+#[path = "model/tenants.rs"]
+pub(crate) mod tenants;
 
 pub(crate) use self::event::Event;
 pub(crate) use self::reused::ReusedAddress;
