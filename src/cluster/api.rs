@@ -10,12 +10,12 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use http::header::DATE;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
-use kube::api::{GetParams, ListParams, PostParams};
+use kube::api::{GetParams, PostParams};
 use kube::client::Body;
-use kube::core::{ObjectList, Request};
+use kube::core::Request;
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -24,13 +24,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::node::{Facts, SlimNode};
 use super::slim::SlimPod;
-use super::{Cluster, Error, Verdict, review};
+use super::{Cluster, Error, Verdict, list, review};
 use crate::identity::pods::Pod;
 use crate::token::BoundToken;
 
 /// Whoever waits for an answer has given up long before; a flight that goes on must still end.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// 250 pods of 100 KiB. The API server is trusted, but a proxy's endless answer should not be our end.
+/// 250 pods of 100 KiB. The API server is trusted, but a proxy's endless answer should not be our end, nor the pods of a tenant who
+/// makes them large: see [`list::some`].
 const MAX_ANSWER: usize = 32 << 20;
 /// What is kept of an upstream's text.
 const MAX_MESSAGE: usize = 300;
@@ -66,10 +67,9 @@ impl KubeApi {
     }
 
     async fn list_pods(&self) -> Result<Vec<Pod>, Error> {
-        let params = ListParams::default().fields(&format!("spec.nodeName={}", self.node));
-        let request = Request::new("/api/v1/pods").list(&params).map_err(unsendable)?;
-        let list: ObjectList<SlimPod> = fetch(&self.client, request, DEADLINE).await?;
-        Ok(list.items.into_iter().filter_map(SlimPod::understood).collect())
+        let fields = format!("spec.nodeName={}", self.node);
+        let (pods, _) = list::some::<SlimPod>(&self.client, "/api/v1/pods", &fields, false, DEADLINE).await?;
+        Ok(pods.into_iter().filter_map(SlimPod::understood).collect())
     }
 
     async fn create_token(&self, pod: &Pod, audience: &str, life: Duration) -> Result<BoundToken, Error> {
@@ -173,6 +173,8 @@ impl TokenAnswer {
 /// Why a call has no good answer.
 enum CallError {
     Away(String),
+    /// More than [`MAX_ANSWER`].
+    TooLarge,
     Status(StatusCode, String),
 }
 
@@ -180,6 +182,7 @@ impl From<CallError> for Error {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Away(message) => Self::Away(message),
+            CallError::TooLarge => Self::Away(format!("an answer of more than {MAX_ANSWER} bytes")),
             // 401 is about the agent's own token, which may be in the middle of its rotation: it says nothing
             // about what was asked for.
             CallError::Status(status, message)
@@ -217,6 +220,19 @@ pub(super) async fn fetch<T: DeserializeOwned>(
     serde_json::from_slice(&body).map_err(undecodable)
 }
 
+/// As [`fetch`]; `None` where the answer is larger than is read.
+pub(super) async fn fetch_unless_too_large<T: DeserializeOwned>(
+    client: &kube::Client,
+    request: http::Request<Vec<u8>>,
+    deadline: Duration,
+) -> Result<Option<T>, Error> {
+    match call(client, request, deadline).await {
+        Ok((_, body)) => serde_json::from_slice(&body).map(Some).map_err(undecodable),
+        Err(CallError::TooLarge) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The answer's Date (the API server's clock) and body.
 async fn call(
     client: &kube::Client,
@@ -228,7 +244,11 @@ async fn call(
             client.send(request.map(Body::from)).await.map_err(|error| CallError::Away(causes(&error)))?;
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| CallError::Away(causes(&*error)))?.to_bytes();
+        let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+            true => CallError::TooLarge,
+            false => CallError::Away(causes(&*error)),
+        });
+        let body = body?.to_bytes();
         if !head.status.is_success() {
             return Err(CallError::Status(head.status, message(head.status, &body)));
         }

@@ -1,4 +1,4 @@
-//! Whole collections of a cluster, page by page: for commands that a person runs. The agent never lists more than its node has.
+//! Collections, in one answer or page by page: whole ones for commands that a person runs, and for the agent what its node has.
 
 use std::time::Duration;
 
@@ -14,6 +14,42 @@ const PAGE: u32 = 500;
 const ANSWER: Duration = Duration::from_secs(30);
 /// The API server keeps the state that a list began with for some minutes. A list that takes longer begins anew.
 const TRIES: usize = 3;
+/// etcd takes 1.5 MiB of an object, and a tenant can have each byte of it be six in JSON: so many fit into what is read.
+const FEW: u32 = 3;
+
+/// The objects that the selector finds, as etcd has them, and the resourceVersion of that: in one answer; or, where a tenant has made his
+/// pods so large that it is not read, in many small ones. Four such pods would otherwise end the lists of their node for everybody.
+///
+/// # Errors
+/// As [`Error`]. `deadline` is each answer's.
+pub(super) async fn some<T: DeserializeOwned + Clone>(
+    client: &kube::Client,
+    path: &str,
+    fields: &str,
+    metadata_only: bool,
+    deadline: Duration,
+) -> Result<(Vec<T>, Option<String>), Error> {
+    let mut params = ListParams::default().fields(fields);
+    let mut objects = Vec::new();
+    loop {
+        let path = Request::new(path);
+        let request = if metadata_only { path.list_metadata(&params) } else { path.list(&params) };
+        let request = request.map_err(api::unsendable)?;
+        let list: Option<ObjectList<T>> = api::fetch_unless_too_large(client, request, deadline).await?;
+        let Some(list) = list else {
+            if params.limit.is_some() {
+                return Err(Error::Away(format!("{FEW} objects are more than is read")));
+            }
+            params = params.limit(FEW);
+            continue;
+        };
+        objects.extend(list.items);
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok((objects, list.metadata.resource_version)),
+        }
+    }
+}
 
 /// All objects of a collection, such as `/api/v1/pods`.
 ///

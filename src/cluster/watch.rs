@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::core::{ObjectList, Request};
+use kube::api::{WatchEvent, WatchParams};
+use kube::core::Request;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::api::{self, causes, log_safe};
+use super::api::{causes, log_safe};
+use super::list;
 use crate::time;
 
 /// Each watch is asked for a time between these, so that the watches of a node do not all end together.
@@ -207,17 +208,14 @@ impl Watch<'_> {
         &mut self,
         heard: &mut (impl FnMut(Event<K>) + Send),
     ) -> Result<String, Failure> {
-        let params = ListParams::default().fields(&self.source.fields);
-        let path = Request::new(&self.source.path);
-        let request =
-            if self.source.metadata_only { path.list_metadata(&params) } else { path.list(&params) };
-        let request = request.map_err(|error| Failure::Start(causes(&error)))?;
-        let list: ObjectList<K> = api::fetch(self.client, request, ANSWER).await.map_err(Failure::List)?;
-        let version = list.metadata.resource_version.filter(|version| !version.is_empty());
+        let Source { path, fields, metadata_only } = self.source;
+        let listed = list::some(self.client, path, fields, *metadata_only, ANSWER).await;
+        let (objects, version) = listed.map_err(Failure::List)?;
+        let version = version.filter(|version| !version.is_empty());
         let version = version.ok_or(Failure::NoVersion)?;
         self.version = Some(version.clone());
         self.health.heard();
-        heard(Event::Listed(list.items));
+        heard(Event::Listed(objects));
         Ok(version)
     }
 

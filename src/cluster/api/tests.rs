@@ -155,3 +155,35 @@ fn a_token_answer_is_taken_as_it_is_or_not_at_all() {
         assert_eq!(value["status"]["token"], answer.status.token);
     });
 }
+
+/// Whoever may make four pods of 1.5 MiB on a node decides how large a list of its pods is.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_a_tenant_has_made_too_large_is_read_in_pieces() {
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = std::sync::Arc::clone(&asked);
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let uri = request.uri().to_string();
+        let page = |name: &str, more: &str| {
+            let uid = format!("uid-{name}");
+            let pod =
+                json!({"metadata": {"name": name, "namespace": "shop", "uid": uid, "resourceVersion": "7"}});
+            json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "7", "continue": more}, "items": [pod]})
+        };
+        let body = match (uri.contains("limit=3"), uri.contains("continue=more")) {
+            (false, _) => " ".repeat(MAX_ANSWER + 1),
+            (true, false) => page("large", "more").to_string(),
+            (true, true) => page("web", "").to_string(),
+        };
+        log.lock().unwrap().push(uri);
+        async { Ok::<_, io::Error>(Response::new(Body::from(body.into_bytes()))) }
+    });
+    let api = KubeApi::new(kube::Client::new(service, "default"), "node1");
+    let pods = api.pods_now().await.unwrap();
+    assert_eq!(pods.iter().map(|pod| &*pod.name).collect::<Vec<_>>(), ["large", "web"]);
+    let asked = asked.lock().unwrap();
+    assert!(
+        asked.len() == 3 && asked.iter().all(|uri| uri.contains("fieldSelector=spec.nodeName")),
+        "{asked:?}"
+    );
+    assert!(!asked.iter().any(|uri| uri.contains("resourceVersion=")), "each is a quorum read: {asked:?}");
+}
