@@ -19,6 +19,8 @@ struct Queue {
     bytes: Vec<u8>,
     writing: bool,
     closed: bool,
+    /// Nobody can queue a line any more.
+    gone: bool,
 }
 
 struct Shared {
@@ -88,13 +90,24 @@ impl Lines {
     }
 }
 
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let mut queue = self.lock();
+        (queue.closed, queue.gone) = (true, true);
+        self.shared.changed.notify_one();
+    }
+}
+
 fn write(shared: &Shared, mut out: impl Write) {
     let mut bytes = Vec::new();
     loop {
         {
             let queue = shared.queue.lock().expect("nothing panics while it holds this lock");
-            let queue = shared.changed.wait_while(queue, |queue| queue.bytes.is_empty());
+            let queue = shared.changed.wait_while(queue, |queue| queue.bytes.is_empty() && !queue.gone);
             let queue = queue.expect("nothing panics while it holds this lock");
+            if queue.bytes.is_empty() {
+                return;
+            }
             // Let the burst arrive, unless the process is leaving.
             let gathered = shared.changed.wait_timeout_while(queue, GATHER, |queue| !queue.closed);
             let (mut queue, _) = gathered.expect("nothing panics while it holds this lock");
@@ -174,6 +187,16 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_queue_and_writes_what_is_in_it() {
+        let (sender, written) = mpsc::channel();
+        let lines = Lines::start(Channel(sender), IntCounter::new("dropped", "Lines.").unwrap()).unwrap();
+        lines.push(b"last\n");
+        drop(lines);
+        assert_eq!(written.recv_timeout(Duration::from_secs(10)), Ok(b"last\n".to_vec()));
+        assert_eq!(written.recv_timeout(Duration::from_secs(10)), Err(mpsc::RecvTimeoutError::Disconnected));
     }
 
     #[test]
