@@ -233,9 +233,10 @@ impl RolePlan {
         Arc::new(plan)
     }
 
-    /// Does revocation by `not-before` hit something issued at `issued`, as of `now`?
+    /// Does revocation by `not-before` hit something issued at `issued`, as of `now`? What seems to be issued later than now was so by
+    /// a clock that has been set back since, and may be older than it says.
     pub fn revokes(&self, issued: Timestamp, now: Timestamp) -> bool {
-        self.not_before.is_some_and(|moment| moment <= now && issued < moment)
+        self.not_before.is_some_and(|moment| moment <= now && (issued < moment || issued > now))
     }
 
     /// `not_before` is left out: it drops an answer, it does not change what is asked for.

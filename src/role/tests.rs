@@ -177,6 +177,9 @@ fn not_before_revokes_once_its_moment_has_come() {
         !plan.revokes(at("2026-11-22T04:00:00Z"), at("2026-11-22T04:59:00Z")),
         "its moment is yet to come"
     );
+    let (later, now) = (at("2026-11-22T06:00:00Z"), at("2026-11-22T05:00:01Z"));
+    assert!(plan.revokes(later, now), "by a clock that was ahead, and has been set back");
+    assert!(!plan.revokes(later, later));
 }
 
 #[test]
