@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use super::AUDIENCE;
 use crate::base_credentials::Source;
+use crate::role::session_name::parts_the_names;
 
 /// How roles are assumed.
 #[derive(Clone, Debug)]
@@ -71,6 +72,10 @@ impl Asked<'_> {
         if !["{namespace}", "{service-account}"].iter().all(|part| self.session_name.contains(part)) {
             let why = "must hold {namespace} and {service-account} with --sts-mode=assume-role: else CloudTrail does not \
                        show whose session it is";
+            wrong("session-name", why.into());
+        } else if !parts_the_names(self.session_name) {
+            let why = "must part {namespace} from {service-account} by one of _+=,.@ with --sts-mode=assume-role: a hyphen, and what \
+                       becomes one, can be a part of both, and two ServiceAccounts of two namespaces then have one name";
             wrong("session-name", why.into());
         }
         const NO_TOKEN: &str =
@@ -147,6 +152,30 @@ mod tests {
             config(&[&flag], &KEYS).unwrap();
         }
         config(&[MODE, ALLOW, "--session-name=a-{namespace}.{service-account}.{pod}"], &KEYS).unwrap();
+    }
+
+    #[test]
+    fn no_two_namespaces_have_one_session_name() {
+        let names = |text: &str| format!("--session-name={text}");
+        for together in [
+            "{namespace}-{service-account}",
+            "{namespace}/{service-account}",
+            "{namespace}{service-account}",
+            "{service-account}:{namespace}",
+            "{namespace}{cluster}.{service-account}",
+        ] {
+            let flags = [MODE, ALLOW, "--cluster-name=c", &names(together)];
+            let why = config(&flags, &KEYS).expect_err(together);
+            assert!(why.starts_with("error: --session-name: must part"), "{why}");
+            config(&flags[2..], &[]).unwrap();
+        }
+        for parted in [
+            "{namespace}.{service-account}",
+            "{service-account}@{namespace}",
+            "{namespace}-_-{service-account}",
+        ] {
+            config(&[MODE, ALLOW, &names(parted)], &KEYS).expect(parted);
+        }
     }
 
     #[test]

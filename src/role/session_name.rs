@@ -121,6 +121,21 @@ fn is_cut(name: &str) -> bool {
         && name.bytes().skip(MAX - HASH_DIGITS).all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Does something stand between `{namespace}` and `{service-account}` that is in neither name? Both have letters, digits and hyphens, and
+/// a ServiceAccount's has dots as well; what STS does not take becomes a hyphen. Else `team` and `a-b` make the name of `team-a` and `b`.
+pub fn parts_the_names(template: &str) -> bool {
+    let (Some(namespace), Some(account)) = (template.find("{namespace}"), template.find("{service-account}"))
+    else {
+        return false;
+    };
+    let beside = if namespace < account {
+        template[namespace..].split('}').nth(1).and_then(|rest| rest.split('{').next())
+    } else {
+        template[..namespace].rsplit('}').next()
+    };
+    beside.is_some_and(|literal| literal.contains(|c| "_+=,.@".contains(c)))
+}
+
 /// Is a name by this template that of the ServiceAccount, and of nobody else? Such a source identity is the word of our issuer, or of an
 /// agent with credentials of its own, and not the tenant's who wrote the template and named its pods: the namespace, which has no dot, and
 /// the ServiceAccount come first, what follows is parted from them by an `@`, which no name in Kubernetes has, and letters and digits
