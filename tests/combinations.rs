@@ -1,4 +1,5 @@
-//! docs/combinations.md is what the agent does: every cell of its table is run, as the agent would at its start and for the pod.
+//! docs/combinations.md is what the agent does: every cell of its table is run, as the agent would at its start, for the pod, and before it
+//! asks STS.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,9 +13,12 @@ use rolecall::identity::pods::{Pod, ServiceAccountName};
 use rolecall::role::pod_annotation::Asked;
 use rolecall::role::{RoleName, RolePlan};
 use rolecall::service_accounts::ServiceAccounts;
+use rolecall::sts::StsClient;
 
 const PAGE: &str = include_str!("../docs/combinations.md");
 const README: &str = include_str!("../README.md");
+/// Of the node, where no flag says another.
+const REGION: &str = "eu-central-1";
 
 /// Flags, variables and annotations, as a cell names them.
 #[derive(Clone, Default)]
@@ -106,7 +110,12 @@ impl Way {
         accounts.apply(&account, "uid", &annotations);
         accounts.apply_namespace(&account.namespace, &annotations);
         let plan = accounts.plan_of(&pod, self.name.as_ref()).expect("all has been shown");
-        plan.map(|plan| (shown, plan)).map_err(|error| (error.code().to_owned(), error.to_string()))
+        let plan = plan.map_err(|error| (error.code().to_owned(), error.to_string()))?;
+
+        // The door to STS has the last word: each hop's role must be one that it can know.
+        let sts = StsClient::new(config.region.as_deref().unwrap_or(REGION), config.sts).unwrap();
+        let known = plan.hops().try_for_each(|hop| sts.knows(&hop.role));
+        known.map(|()| (shown, plan)).map_err(|error| (error.code().to_owned(), error.to_string()))
     }
 }
 
@@ -236,7 +245,7 @@ fn every_annotation_of_the_readme_has_its_row() {
 }
 
 /// Flags that say where things are, or what they are called, and change nothing of what goes with what.
-const OF_THEIR_OWN: [&str; 8] = [
+const OF_THEIR_OWN: [&str; 7] = [
     "--node-name",
     "--metrics-listen",
     "--local-socket",
@@ -244,7 +253,6 @@ const OF_THEIR_OWN: [&str; 8] = [
     "--impersonate-node",
     "--issuer-ca-bundle",
     "--issuer-token-file",
-    "--region",
 ];
 
 #[test]

@@ -19,7 +19,7 @@ impl StsClient {
     ///
     /// # Errors
     /// [`Error::Foreign`]: STS would say no, in words that name neither partition.
-    pub(super) fn knows(&self, role: &RoleArn) -> Result<(), Error> {
+    pub fn knows(&self, role: &RoleArn) -> Result<(), Error> {
         match self.endpoint.foreign(role) {
             None => Ok(()),
             Some((theirs, ours)) => {
