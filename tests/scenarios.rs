@@ -39,6 +39,8 @@ mod site;
 mod stub;
 #[path = "support/tenant.rs"]
 mod tenant;
+#[path = "support/tunnel.rs"]
+mod tunnel;
 #[path = "support/two_sts.rs"]
 mod two_sts;
 
@@ -48,10 +50,14 @@ mod annotated_service_account;
 mod application_assumes_a_role_itself;
 #[path = "scenarios/central_issuer_where_flags_cannot_change.rs"]
 mod central_issuer_where_flags_cannot_change;
+#[path = "scenarios/china_by_its_own_domain.rs"]
+mod china_by_its_own_domain;
 #[path = "scenarios/external_secrets_like_operator_mints_its_own_tokens.rs"]
 mod external_secrets_like_operator_mints_its_own_tokens;
 #[path = "scenarios/external_secrets_style_chain.rs"]
 mod external_secrets_style_chain;
+#[path = "scenarios/govcloud_by_its_fips_endpoint.rs"]
+mod govcloud_by_its_fips_endpoint;
 #[path = "scenarios/irsa_annotation_untouched.rs"]
 mod irsa_annotation_untouched;
 #[path = "scenarios/irsa_emu_style_iam_user.rs"]
@@ -88,9 +94,13 @@ mod regional_call_through_an_https_proxy;
 mod roles_anywhere_style_credential_process;
 #[path = "scenarios/several_roles_of_one_service_account.rs"]
 mod several_roles_of_one_service_account;
+#[path = "scenarios/sts_at_an_ipv6_literal.rs"]
+mod sts_at_an_ipv6_literal;
 #[path = "scenarios/variable_by_admission_policy.rs"]
 mod variable_by_admission_policy;
 #[path = "scenarios/variable_by_envfrom.rs"]
 mod variable_by_envfrom;
 #[path = "scenarios/vault_style_kms_client_behind_a_private_ca.rs"]
 mod vault_style_kms_client_behind_a_private_ca;
+#[path = "scenarios/vpc_endpoint_without_private_dns.rs"]
+mod vpc_endpoint_without_private_dns;

@@ -2,10 +2,9 @@
 
 use serde_json::json;
 
-use crate::agent::{ROLECALL, SOON, until};
-use crate::pki::Authority;
+use crate::agent::{SOON, until};
 use crate::scenario::{allow, scenario};
-use crate::stub::{Does, Stub, acceptor};
+use crate::tunnel::Tunnel;
 
 const STS: &str = "sts.eu-central-1.amazonaws.com";
 
@@ -15,35 +14,17 @@ fn regional_call_through_an_https_proxy() {
         it.aws.bucket("shop", "prices", "42");
         let trusted = it.aws.trusts(it, "web", "sts.amazonaws.com");
         let role = it.aws.role("web", &trusted, &allow("s3:GetObject", "arn:aws:s3:::shop/*"));
-        let authority = Authority::new();
-        let (_, sts) = it.aws.open_at("127.0.0.1:0", Some(acceptor(&authority.leaf(&format!("DNS:{STS}")))));
-        // On a thread of its own: boto3's calls block this one.
-        let (sender, started) = std::sync::mpsc::channel();
-        let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let (closed, gone) = std::sync::mpsc::channel();
-        it.node.serve(async move || {
-            let proxy = Stub::at("127.0.0.1:0", None, Does::Proxy(sts)).await;
-            sender.send((proxy.addr, proxy.seen())).unwrap();
-            let _ = ended.await;
-            proxy.close().await;
-            let _ = closed.send(());
-        });
-        let (proxy, seen) = started.recv().unwrap();
-        let mut command = it.node.command(ROLECALL);
-        command
-            .env("HTTPS_PROXY", format!("http://node:s3cr3t@{proxy}"))
-            .env("NO_PROXY", ".cluster.local,10.0.0.0/8")
-            .env("AWS_CA_BUNDLE", authority.bundle());
-        let agent = it.agent_by(command, &[]).await;
+        let tunnel = Tunnel::open(it, &[STS]);
+        let agent = it.agent_by(tunnel.agent(it, "node:s3cr3t@"), &[]).await;
         agent.until_it_says(&format!("https://{STS}")).await;
 
         it.account_with("web", json!({"rolecall.dev/role-arn": role})).await;
         let pod = it.pod("web").await;
         pod.has_role(&role).await;
-        let tunnel = seen.lock().unwrap()[0].clone();
-        assert_eq!(tunnel.line(), format!("CONNECT {STS}:443 HTTP/1.1"));
+        let asked = tunnel.asked()[0].clone();
+        assert_eq!(asked.line(), format!("CONNECT {STS}:443 HTTP/1.1"));
         // node:s3cr3t
-        assert!(tunnel.head.contains("Proxy-Authorization: Basic bm9kZTpzM2NyM3Q=\r\n"), "{tunnel:?}");
+        assert!(asked.head.contains("Proxy-Authorization: Basic bm9kZTpzM2NyM3Q=\r\n"), "{asked:?}");
         let read = pod.must("s3", "get_object", &json!({"Bucket": "shop", "Key": "prices"}));
         assert_eq!(read["Body"], "42");
         pod.is_denied_by("s3", "put_object", &json!({"Bucket": "shop", "Key": "prices", "Body": "1"}));
@@ -51,9 +32,8 @@ fn regional_call_through_an_https_proxy() {
         it.pod("api").await.is_refused_with("StsDenied").await;
 
         // Without the proxy there is no way, and the log says which one was tried.
-        drop(end);
-        gone.recv().unwrap();
-        let hint = format!("by way of the proxy http://{proxy}: the proxy cannot be reached");
+        let hint = format!("by way of the proxy http://{}: the proxy cannot be reached", tunnel.proxy);
+        tunnel.close();
         it.account_with("late", json!({"rolecall.dev/role-arn": role})).await;
         let late = it.pod("late").await;
         let answer = until(

@@ -1,13 +1,11 @@
 //! What Vault's awskms seal does: encrypt and decrypt with a KMS key, by keys of an STS that has a private name and a private CA. Name and
 //! CA are the agent's alone: no DNS override, no forged certificate and no bundle in the application. Then the CA is renewed.
 
-use std::fs;
-
 use serde_json::json;
 
 use crate::agent::{SOON, until};
 use crate::pki::{Authority, put};
-use crate::scenario::{allow, scenario};
+use crate::scenario::{allow, knows, scenario};
 use crate::stub::acceptor;
 
 const NAME: &str = "sts.internal.example";
@@ -20,7 +18,7 @@ fn vault_style_kms_client_behind_a_private_ca() {
         let role = it.aws.role("vault", &trusted, &allow("kms:*crypt", "*"));
         let (first, second) = (Authority::new(), Authority::new());
         let (_, at) = it.aws.open_at("127.0.0.1:0", Some(acceptor(&first.leaf(&format!("DNS:{NAME}")))));
-        knows(NAME);
+        knows(NAME, "127.0.0.1");
         let mount = tempfile::tempdir_in("/run").unwrap();
         let bundle = mount.path().join("ca.crt");
         put(&first.bundle(), &bundle);
@@ -60,12 +58,4 @@ fn vault_style_kms_client_behind_a_private_ca() {
         third.is_refused_with("StsDenied").await;
         agent.until_it_says("--sts-ca-bundle has changed").await;
     });
-}
-
-/// As a cluster's own DNS would: the name is this node's. Every scenario of this process sees it.
-fn knows(name: &str) {
-    let hosts = "/run/hosts";
-    fs::write(hosts, format!("{}\n127.0.0.1 {name}\n", fs::read_to_string("/etc/hosts").unwrap())).unwrap();
-    let none: Option<&str> = None;
-    nix::mount::mount(Some(hosts), "/etc/hosts", none, nix::mount::MsFlags::MS_BIND, none).unwrap();
 }

@@ -63,11 +63,13 @@ impl Agent {
                 command.env_remove(name);
             }
         }
-        if !command.get_envs().any(|(name, _)| name == "ROLECALL_IMPERSONATE_NODE") {
-            command.env("ROLECALL_IMPERSONATE_NODE", "true");
+        for (name, value) in [("ROLECALL_IMPERSONATE_NODE", "true"), ("ROLECALL_REGION", "eu-central-1")] {
+            if !command.get_envs().any(|(chosen, _)| chosen == name) {
+                command.env(name, value);
+            }
         }
         let child = command
-            .args(["agent", "--node-name", name, "--region", "eu-central-1", "--kubeconfig"])
+            .args(["agent", "--node-name", name, "--kubeconfig"])
             .arg(kubeconfig)
             .arg("--local-socket")
             .arg(&socket)

@@ -15,13 +15,15 @@ use crate::sdk::{Environment, tool};
 
 /// The account in which moto makes roles.
 pub(crate) const ACCOUNT: &str = "123456789012";
-/// The region of all calls.
+/// The region of all calls, but to a server that [`Moto::start_in`] has started.
 pub(crate) const REGION: &str = "eu-central-1";
 
 /// A running moto server; ends with this value.
 pub(crate) struct Moto {
     process: Child,
     address: SocketAddr,
+    /// It says which partition IAM and services are of.
+    region: &'static str,
 }
 
 impl Moto {
@@ -32,6 +34,11 @@ impl Moto {
 
     /// The same at another address, in the network namespace of the calling thread.
     pub(crate) fn start_at(ip: &str) -> Self {
+        Self::start_in(REGION, ip)
+    }
+
+    /// The same for calls to that region.
+    pub(crate) fn start_in(region: &'static str, ip: &str) -> Self {
         let mut process = Command::new(tool("moto", "moto_server"))
             .args(["-H", ip, "-p", "0"])
             .stderr(Stdio::piped())
@@ -46,7 +53,12 @@ impl Moto {
         // A pipe that nobody reads would stop the server; and libtest shows the lines of a failed test.
         std::thread::spawn(move || log.map_while(Result::ok).for_each(|line| eprintln!("moto: {line}")));
         let Some(address) = address else { panic!("moto_server ended: {:?}", process.wait()) };
-        Self { process, address }
+        Self { process, address, region }
+    }
+
+    /// The region of all calls.
+    pub(crate) fn region(&self) -> &'static str {
+        self.region
     }
 
     /// Where it listens.
@@ -85,7 +97,7 @@ impl Moto {
         self.send(
             "POST",
             "/",
-            &[&scope(service), "Content-Type: application/x-www-form-urlencoded"],
+            &[&self.scope(service), "Content-Type: application/x-www-form-urlencoded"],
             &form.finish(),
         )
     }
@@ -93,14 +105,14 @@ impl Moto {
     /// Calls an action of a service that takes JSON by the name in `X-Amz-Target`, while nothing is judged.
     pub(crate) fn json(&self, service: &str, target: &str, body: &Value) -> Value {
         let target = format!("X-Amz-Target: {target}");
-        let headers = [&*scope(service), &target, "Content-Type: application/x-amz-json-1.1"];
+        let headers = [&*self.scope(service), &target, "Content-Type: application/x-amz-json-1.1"];
         let answer = self.send("POST", "/", &headers, &body.to_string());
         serde_json::from_str(&answer).unwrap_or_else(|err| panic!("{target}: {err}: {answer}"))
     }
 
     /// Makes a bucket or an object, while nothing is judged.
     pub(crate) fn put(&self, path: &str, body: &str) {
-        self.send("PUT", path, &[&scope("s3")], body);
+        self.send("PUT", path, &[&self.scope("s3")], body);
     }
 
     fn send(&self, method: &str, path: &str, headers: &[&str], body: &str) -> String {
@@ -117,6 +129,14 @@ impl Moto {
         reply.split_once("\r\n\r\n").expect("a head").1.to_owned()
     }
 
+    /// Tells moto which service and region a call is for, and proves nothing.
+    fn scope(&self, service: &str) -> String {
+        let region = self.region;
+        format!(
+            "Authorization: AWS4-HMAC-SHA256 Credential=any/20260101/{region}/{service}/aws4_request, SignedHeaders=host, Signature=none"
+        )
+    }
+
     fn iam(&self, action: &str, role: &str, args: &[&str]) {
         self.aws(&[&["iam", action, "--role-name", role], args].concat());
     }
@@ -125,7 +145,7 @@ impl Moto {
     pub(crate) fn aws(&self, args: &[&str]) -> String {
         // Any keys will do until `enforce_iam`.
         let environment = Environment::new()
-            .region(REGION)
+            .region(self.region)
             .with("AWS_ENDPOINT_URL", self.endpoint())
             .with("AWS_ACCESS_KEY_ID", "any")
             .with("AWS_SECRET_ACCESS_KEY", "any");
@@ -142,11 +162,4 @@ impl Drop for Moto {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// Tells moto which service a call is for, and proves nothing.
-fn scope(service: &str) -> String {
-    format!(
-        "Authorization: AWS4-HMAC-SHA256 Credential=any/20260101/{REGION}/{service}/aws4_request, SignedHeaders=host, Signature=none"
-    )
 }

@@ -6,10 +6,12 @@
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use aws_sdk_sts::config::Credentials;
 use rolecall::emulator::{self, Emulator, IssuerConfig, RoleConfig, UserConfig};
@@ -20,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::agent::{Agent, SOON, keep_secret, tells_no_secret, until};
 use crate::apiserver::ApiServer;
+use crate::http::Answer;
 use crate::moto::{self, Moto};
 use crate::net;
 use crate::netns::{NODE_IP, Node};
@@ -48,6 +51,24 @@ pub fn scenario_on(
     server: impl FnOnce() -> &'static ApiServer,
     play: impl AsyncFnOnce(&Scenario) + Send,
 ) {
+    play_at(name, server, ("aws", moto::REGION), play);
+}
+
+/// The same in another partition, `aws-cn`, and a region of it.
+pub fn scenario_in(
+    name: &'static str,
+    place: (&'static str, &'static str),
+    play: impl AsyncFnOnce(&Scenario) + Send,
+) {
+    play_at(name, ApiServer::shared, place, play);
+}
+
+fn play_at(
+    name: &'static str,
+    server: impl FnOnce() -> &'static ApiServer,
+    place: (&'static str, &'static str),
+    play: impl AsyncFnOnce(&Scenario) + Send,
+) {
     let Some(node) = Node::new(name) else { return };
     // It listens on loopback, outside of all nodes; each node sees it at the same address.
     let server = server();
@@ -65,11 +86,12 @@ pub fn scenario_on(
     node.run(async || {
         let name = name.replace('_', "-");
         let tenant = Tenant::new(server, &name, json!({})).await;
-        let aws = Aws::new(server, &node);
+        let aws = Aws::new(server, &node, place);
         let log = format!("/run/{name}.log");
         let seen = Arc::new(Seen::default());
-        let pods = AtomicU16::new(10);
-        play(&Scenario { name, node: &node, server, aws, tenant, pods, seen: Arc::clone(&seen) }).await;
+        let (agents, pods) = (OnceLock::new(), AtomicU16::new(10));
+        play(&Scenario { name, node: &node, server, aws, tenant, agents, pods, seen: Arc::clone(&seen) })
+            .await;
         assert!(seen.served.load(Ordering::Relaxed), "no call of a service with the served keys");
         assert!(seen.denied.load(Ordering::Relaxed), "no refusal after it");
         tells_no_secret(&std::fs::read_to_string(log).expect("every scenario has an agent"));
@@ -84,6 +106,8 @@ pub struct Scenario<'n> {
     pub server: &'static ApiServer,
     pub aws: Aws<'n>,
     tenant: Tenant,
+    /// The kubeconfig of the agent's pod, in which one agent may follow another.
+    agents: OnceLock<PathBuf>,
     pods: AtomicU16,
     seen: Arc<Seen>,
 }
@@ -103,7 +127,7 @@ impl Deref for Scenario<'_> {
 }
 
 impl Scenario<'_> {
-    /// The agent of the node, on its default addresses, when it is ready. It has a region, and what `args` say.
+    /// The agent of the node, on its default addresses, when it is ready. It has AWS's region, and what `args` say.
     pub async fn agent(&self, args: &[&str]) -> Agent {
         self.agent_by(self.node.command(crate::agent::ROLECALL), args).await
     }
@@ -111,9 +135,12 @@ impl Scenario<'_> {
     /// The same by a command of the scenario's: the agent with variables of its own.
     pub async fn agent_by(&self, mut command: Command, args: &[&str]) -> Agent {
         command.env("ROLECALL_IMPERSONATE_NODE", self.server.impersonation.to_string());
-        let kubeconfig = self.server.agent_kubeconfig(&self.name);
+        if !command.get_envs().any(|(name, _)| name == "ROLECALL_REGION") {
+            command.env("ROLECALL_REGION", self.aws.moto.region());
+        }
+        let kubeconfig = self.agents.get_or_init(|| self.server.agent_kubeconfig(&self.name));
         let socket = format!("/run/{}.sock", self.name);
-        let agent = Agent::start_by(command, &self.name, &socket, &kubeconfig, args);
+        let agent = Agent::start_by(command, &self.name, &socket, kubeconfig, args);
         agent.until_ready().await;
         agent
     }
@@ -135,7 +162,10 @@ impl Scenario<'_> {
 
     /// A pod of `account` with the variables that the README tells users to set.
     pub async fn pod(&self, account: &str) -> App {
-        self.start(&self.tenant, &self.object(account, &VARIABLES)).await
+        let region = self.aws.moto.region();
+        let regional = |name: &str| name.ends_with("REGION");
+        let variables = VARIABLES.map(|(name, value)| (name, if regional(name) { region } else { value }));
+        self.start(&self.tenant, &self.object(account, &variables)).await
     }
 
     /// The object of such a pod, for the scenario to change.
@@ -278,10 +308,22 @@ impl App {
 
     /// The agent refuses with that code, and the SDK has no credentials.
     pub async fn is_refused_with(&self, code: &str) {
+        self.is_refused_saying(code, "").await;
+    }
+
+    /// The same, and the answer says why.
+    pub async fn is_refused_saying(&self, code: &str, why: &str) {
         let said = self.call("s3", "list_buckets", &json!({})).expect_err("there are no credentials");
         let refused =
             said.contains("CredentialRetrievalError") && said.contains(&format!("\"code\":\"{code}\""));
-        assert!(refused, "not {code}: {said}");
+        assert!(refused && said.contains(why), "not {code} {why:?}: {said}");
+    }
+
+    /// The same when what was changed in the cluster counts.
+    pub async fn comes_to_be_refused_saying(&self, code: &str, why: &str) {
+        let so = |answer: &Answer| answer.status != 200 && answer.code() == code && answer.body.contains(why);
+        self.until("169.254.170.23:9902".parse().unwrap(), SOON, so).await;
+        self.is_refused_saying(code, why).await;
     }
 }
 
@@ -291,18 +333,26 @@ impl App {
 pub struct Aws<'n> {
     node: &'n Node,
     pub moto: Arc<Moto>,
+    /// The second word of every ARN.
+    partition: &'static str,
     /// Without `https://`.
     pub issuer: String,
     config: Mutex<emulator::Config>,
 }
 
 impl<'n> Aws<'n> {
-    fn new(server: &ApiServer, node: &'n Node) -> Self {
+    fn new(server: &ApiServer, node: &'n Node, (partition, region): (&'static str, &'static str)) -> Self {
         let url = server.issuer();
         let issuer = url.trim_start_matches("https://").to_owned();
         let provider = IssuerConfig { url, jwks: Some(server.jwks().into()), ..IssuerConfig::default() };
         let config = emulator::Config { issuers: vec![provider], ..emulator::Config::default() };
-        Self { node, moto: Arc::new(Moto::start_at(NODE_IP)), issuer, config: Mutex::new(config) }
+        let moto = Arc::new(Moto::start_in(region, NODE_IP));
+        Self { node, moto, partition, issuer, config: Mutex::new(config) }
+    }
+
+    /// The ARN of what IAM has by that name: `role/web`.
+    pub fn arn(&self, name: &str) -> String {
+        format!("arn:{}:iam::{}:{name}", self.partition, moto::ACCOUNT)
     }
 
     /// Changes what the emulator will be told: providers, faults.
@@ -315,7 +365,7 @@ impl<'n> Aws<'n> {
         let (issuer, namespace) = (&self.issuer, &tenant.namespace);
         json!({
             "Effect": "Allow",
-            "Principal": {"Federated": format!("arn:aws:iam::{}:oidc-provider/{issuer}", moto::ACCOUNT)},
+            "Principal": {"Federated": self.arn(&format!("oidc-provider/{issuer}"))},
             "Action": "sts:AssumeRoleWithWebIdentity",
             "Condition": {"StringEquals": {
                 format!("{issuer}:aud"): audience,
@@ -326,7 +376,7 @@ impl<'n> Aws<'n> {
 
     /// A role, and its ARN: `trust` and `policy` are statements.
     pub fn role(&self, name: &str, trust: &Value, policy: &Value) -> String {
-        let arn = format!("arn:aws:iam::{}:role/{name}", moto::ACCOUNT);
+        let arn = self.arn(&format!("role/{name}"));
         let role = RoleConfig { arn: arn.clone(), trust_policy: document(trust), ..RoleConfig::default() };
         self.configure(|config| config.roles.push(role));
         // The emulator judges who is trusted.
@@ -338,6 +388,20 @@ impl<'n> Aws<'n> {
         let fields = [("RoleName", name), ("PolicyName", name), ("PolicyDocument", &policy)];
         self.moto.query("iam", "PutRolePolicy", &fields);
         arn
+    }
+
+    /// The same role in the partition `aws`, and its ARN: no STS of another partition has one, but this would give it.
+    pub fn twin_in_aws(&self, role: &str) -> String {
+        let ours = |text: &str| text.replace(&format!("arn:{}:", self.partition), "arn:aws:");
+        self.configure(|config| {
+            let mut twin = config.roles.iter().find(|one| one.arn == role).expect("it was made").clone();
+            twin.arn = ours(&twin.arn);
+            if let Some(provider) = twin.trust_policy.pointer_mut("/Statement/Principal/Federated") {
+                *provider = ours(provider.as_str().unwrap()).into();
+            }
+            config.roles.push(twin);
+        });
+        ours(role)
     }
 
     /// An IAM user, and its access key's id and secret: `policy` is a statement.
@@ -354,7 +418,7 @@ impl<'n> Aws<'n> {
         let (id, secret) = (element("AccessKeyId"), element("SecretAccessKey"));
         keep_secret(&secret);
         let user = UserConfig {
-            arn: format!("arn:aws:iam::{}:user/{name}", moto::ACCOUNT),
+            arn: self.arn(&format!("user/{name}")),
             access_key_id: id.clone(),
             secret_access_key: secret.clone().into(),
         };
@@ -391,7 +455,7 @@ impl<'n> Aws<'n> {
 
     /// A bucket `name` with the object `key`, which reads `text`.
     pub fn bucket(&self, name: &str, key: &str, text: &str) {
-        let here = format!("<LocationConstraint>{}</LocationConstraint>", moto::REGION);
+        let here = format!("<LocationConstraint>{}</LocationConstraint>", self.moto.region());
         let here = format!("<CreateBucketConfiguration>{here}</CreateBucketConfiguration>");
         self.moto.put(&format!("/{name}"), &here);
         self.moto.put(&format!("/{name}/{key}"), text);
@@ -414,6 +478,21 @@ impl<'n> Aws<'n> {
 /// A statement that allows calls: `s3:GetObject` on an ARN. At moto, only S3 and STS look at resources; elsewhere it must be `*`.
 pub fn allow(action: &str, resource: &str) -> Value {
     json!({"Effect": "Allow", "Action": action, "Resource": resource})
+}
+
+/// From now on `name` is that address, as a resolver would say. Every scenario of this process sees it.
+pub fn knows(name: &str, address: &str) {
+    static MOUNTED: Mutex<bool> = Mutex::new(false);
+    let (file, none) = ("/run/hosts", None::<&str>);
+    let mut mounted = MOUNTED.lock().unwrap();
+    if !*mounted {
+        std::fs::copy("/etc/hosts", file).unwrap();
+        nix::mount::mount(Some(file), "/etc/hosts", none, nix::mount::MsFlags::MS_BIND, none).unwrap();
+        *mounted = true;
+    }
+    // At its end: others read it meanwhile.
+    let mut hosts = std::fs::OpenOptions::new().append(true).open(file).unwrap();
+    hosts.write_all(format!("\n{address} {name}\n").as_bytes()).unwrap();
 }
 
 /// A policy of one statement, or of several.

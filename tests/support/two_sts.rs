@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex};
 use aws_sdk_sts::config::{BehaviorVersion, Credentials, Region};
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, Uri};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::agent::keep_secret;
-use crate::moto::{Moto, REGION};
+use crate::moto::Moto;
 
 type Answer = Response<Full<Bytes>>;
 
@@ -90,13 +90,16 @@ impl TwoSts {
         }
     }
 
-    async fn with_token(&self, head: Parts, body: Bytes) -> Answer {
+    async fn with_token(&self, mut head: Parts, body: Bytes) -> Answer {
         let emulator: Uri = self.emulator.parse().expect("a URL");
         let emulator = emulator.authority().expect("an address").as_str().parse().expect("an address");
         let consent = self.pass(emulator, head.clone(), body.clone()).await;
         if !consent.status().is_success() {
             return consent;
         }
+        // What is not signed names no region but in a host of amazonaws.com, and keys are of their region's partition.
+        let host = format!("sts.{}.amazonaws.com", self.moto.region());
+        head.headers.insert(HOST, host.parse().expect("a name"));
         let _one = self.unsigned.lock().await;
         // It blocks for a millisecond, and nobody else is on this thread.
         self.moto.unjudged_calls(1);
@@ -107,13 +110,18 @@ impl TwoSts {
     async fn with_keys(&self, head: Parts, body: Bytes) -> Answer {
         let authorization =
             head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or("");
-        let key = between(authorization, "Credential=", "/").unwrap_or("");
+        let mut scope = between(authorization, "Credential=", ",").unwrap_or("").split('/');
+        let (key, region) = (scope.next().unwrap_or(""), scope.nth(1));
+        // As AWS does; the two take any that the signature is good for.
+        if region.is_some_and(|region| region != self.moto.region()) {
+            return out_of_region();
+        }
         let caller = self.behind.lock().expect("nobody panics").get(key).cloned();
         // Keys that neither has issued are moto's to refuse.
         let Some(caller) = caller else { return self.pass(self.moto.address(), head, body).await };
         let config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(REGION))
+            .region(Region::new(self.moto.region()))
             .endpoint_url(&self.emulator)
             .http_client(aws_smithy_http_client::Builder::new().build_http())
             .retry_config(aws_sdk_sts::config::retry::RetryConfig::disabled())
@@ -189,6 +197,15 @@ impl TwoSts {
         let (head, body) = answer.unwrap_or_else(|err| panic!("{to}: {err}")).into_parts();
         Response::from_parts(head, Full::new(body.collect().await.expect("a whole answer").to_bytes()))
     }
+}
+
+fn out_of_region() -> Answer {
+    let said = "<ErrorResponse><Error><Type>Sender</Type><Code>SignatureDoesNotMatch</Code>\
+                <Message>Credential should be scoped to a valid region.</Message></Error></ErrorResponse>";
+    let mut refusal = Response::new(Full::from(said));
+    *refusal.status_mut() = StatusCode::FORBIDDEN;
+    refusal.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/xml"));
+    refusal
 }
 
 async fn text(answer: Answer) -> String {
