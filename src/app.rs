@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -18,7 +19,7 @@ use crate::base_credentials::BaseCredentials;
 use crate::broker::Broker;
 use crate::cache::Cache;
 use crate::cluster::watch::WatchHealth;
-use crate::cluster::{Cluster, api, client, node};
+use crate::cluster::{Cluster, api, client, node, version};
 use crate::config::{self, Config, Kube};
 use crate::credentials::{Credentials, Keys};
 use crate::exchange::Exchange;
@@ -219,6 +220,13 @@ pub async fn agent(
     }
 
     let (pods_watch, accounts_watch) = (Arc::new(WatchHealth::default()), Arc::new(WatchHealth::default()));
+    let tokens = &config.authorization.tokens;
+    let told = version::Told {
+        as_node: config.impersonate_node,
+        mints: config.sts_mode.base().is_none() && matches!(tokens, TokenSource::Kubernetes),
+        has_issuer: matches!(tokens, TokenSource::Issuer(_)),
+    };
+    let own = kube.own.clone();
     let (client, node) = (kube.node, Arc::clone(&config.node_name));
     let (pods, health) = (Arc::clone(&app.pods), Arc::clone(&pods_watch));
     tasks.spawn(
@@ -263,7 +271,8 @@ pub async fn agent(
     drop(drain);
 
     let started = async {
-        sts.connect(&config, &api).await?;
+        // As itself: whoever may not act as its node is to be told so.
+        tokio::try_join!(sts.connect(&config, &api), version::advise(&own, told).map(Ok))?;
         tracing::info!("waiting for the kube API's first list of this node's pods");
         pods.wait_synced().await;
         tracing::info!(pods = pods.len(), "ready");

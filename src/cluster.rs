@@ -8,6 +8,7 @@ pub mod list;
 pub mod node;
 mod review;
 pub mod slim;
+pub mod version;
 pub mod watch;
 
 use std::time::Duration;
