@@ -78,6 +78,8 @@ mod kube2iam_by_the_nodes_role;
 mod kube2iam_pod_without_any_variable;
 #[path = "scenarios/local_cluster_with_untouched_manifests.rs"]
 mod local_cluster_with_untouched_manifests;
+#[path = "scenarios/localstack_as_the_sts.rs"]
+mod localstack_as_the_sts;
 #[path = "scenarios/microk8s_default_audience.rs"]
 mod microk8s_default_audience;
 #[path = "scenarios/minio_style_arn_behind_a_path_prefix.rs"]

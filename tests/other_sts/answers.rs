@@ -69,7 +69,7 @@ async fn cephs_answer_is_understood() {
 
 #[tokio::test]
 async fn localstacks_and_motos_answer_is_understood() {
-    let expiration = in_an_hour().to_string().replace('Z', ".882Z");
+    let expiration = in_an_hour().to_string().replace('Z', ".722058Z");
     let body = format!(
         "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
          <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>LSIAQAAAAAAVNCBMPNSG</AccessKeyId>\

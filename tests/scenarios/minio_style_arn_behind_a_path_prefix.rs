@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::netns::NODE_IP;
-use crate::scenario::{Scenario, VARIABLES, scenario};
+use crate::scenario::{Scenario, VARIABLES, boto3, scenario};
 use crate::sdk::{Environment, tool};
 use crate::stub::{Does, Stub};
 
@@ -91,16 +91,12 @@ impl Minio {
 
     /// As MinIO's own root user.
     fn root(&self, operation: &str, parameters: &Value) {
-        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/python/boto3_call.py");
         let environment = Environment::new()
             .region("us-east-1")
             .with("AWS_ENDPOINT_URL_S3", format!("http://{}", self.at))
             .with("AWS_ACCESS_KEY_ID", ROOT.0)
             .with("AWS_SECRET_ACCESS_KEY", ROOT.1);
-        let mut command = Command::new(tool("python", "python"));
-        environment.apply(&mut command);
-        let output = command.args([program, "s3", operation, &parameters.to_string()]).output().unwrap();
-        assert!(output.status.success(), "{operation}: {}", String::from_utf8_lossy(&output.stderr));
+        boto3(&environment, "s3", operation, parameters);
     }
 }
 

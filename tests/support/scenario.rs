@@ -39,6 +39,10 @@ pub const VARIABLES: [(&str, &str); 4] = [
     ("AWS_DEFAULT_REGION", moto::REGION),
 ];
 
+/// Where moto is, for an SDK in a pod that does not say itself where its services are.
+const SERVICES: [&str; 3] =
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_KMS", "AWS_ENDPOINT_URL_SECRETS_MANAGER"];
+
 /// Plays a scenario on a node and in a Kubernetes namespace of its own, both named for it. Not at all where this machine has no
 /// network namespaces, which has been said, and is a failure under `CI`.
 pub fn scenario(name: &'static str, play: impl AsyncFnOnce(&Scenario) + Send) {
@@ -237,9 +241,10 @@ impl Deref for App {
 impl App {
     /// What an SDK in the pod sees: its variables, and where the services are. STS is not among them: the application calls none.
     pub fn environment(&self) -> Environment {
-        let services = ["S3", "KMS", "SECRETS_MANAGER"].map(|name| format!("AWS_ENDPOINT_URL_{name}"));
         let environment = Environment::new().without("AWS_EC2_METADATA_DISABLED");
-        let environment = services.into_iter().fold(environment, |all, name| all.with(name, &self.moto));
+        // These would win over one for all services.
+        let services = if self.variables.contains_key("AWS_ENDPOINT_URL") { &[][..] } else { &SERVICES };
+        let environment = services.iter().fold(environment, |all, name| all.with(*name, &self.moto));
         self.variables.iter().fold(environment, |all, (name, value)| all.with(name, value))
     }
 
@@ -267,7 +272,12 @@ impl App {
                 match &answer {
                     Ok(_) => self.seen.served.store(true, Ordering::Relaxed),
                     // By a service, or by STS through the agent; an STS that has every role still checks tokens.
-                    Err(said) if said.contains("AccessDenied") || said.contains("InvalidIdentityToken") => {
+                    // By the agent alone, where STS judges nobody.
+                    Err(said)
+                        if ["AccessDenied", "InvalidIdentityToken", "RoleNotAllowed"]
+                            .iter()
+                            .any(|code| said.contains(code)) =>
+                    {
                         self.seen.denied.store(true, Ordering::Relaxed);
                     }
                     Err(_) => {}
@@ -325,6 +335,16 @@ impl App {
         self.until("169.254.170.23:9902".parse().unwrap(), SOON, so).await;
         self.is_refused_saying(code, why).await;
     }
+}
+
+/// One call by boto3 from this node, by whoever the environment says: the owner of a service that a scenario has started itself.
+pub fn boto3(environment: &Environment, service: &str, operation: &str, parameters: &Value) -> Value {
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/python/boto3_call.py");
+    let mut command = Command::new(tool("python", "python"));
+    environment.apply(&mut command);
+    let output = command.args([program, service, operation, &parameters.to_string()]).output().unwrap();
+    assert!(output.status.success(), "{operation}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// What AWS is here: the emulator judges tokens and trust policies, moto issues the keys and enforces roles' policies at its services.
