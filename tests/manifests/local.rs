@@ -142,12 +142,46 @@ fn the_command_that_switches_instance_metadata_on_reaches_both_who_need_it() {
 }
 
 #[test]
+fn localstack_applies_as_the_version_that_the_tests_run() {
+    let server = ApiServer::shared();
+    let file = manifest("local/localstack.yaml");
+    let applied =
+        server.json(&["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", &file]);
+    let (deployment, service) = (&applied["items"][0], &applied["items"][1]);
+    let pod = &deployment["spec"]["template"];
+    let pinned = include_str!("../sdk/localstack/requirements.txt");
+    let version = pinned.lines().find_map(|line| line.strip_prefix("localstack-core==")).expect("a pin");
+    assert_eq!(pod["spec"]["containers"][0]["image"], format!("localstack/localstack:{version}"));
+    assert!(PAGE.contains(&format!("The file has LocalStack {version}.")));
+    assert_eq!(service["spec"]["selector"], pod["metadata"]["labels"]);
+    // Else its Service's variables would be settings of its own.
+    assert_eq!(pod["spec"]["enableServiceLinks"], false);
+
+    let text = |value: &Value| value.as_str().expect("a string").to_owned();
+    let (name, port) = (text(&service["metadata"]["name"]), &service["spec"]["ports"][0]["port"]);
+    assert!(PAGE.contains(&format!("AWS_ENDPOINT_URL=http://{name}.rolecall:{port}`")));
+    // The agent has the variable of a Service of its own namespace, and `kubectl set env` leaves it to the kubelet to put it in.
+    let set = "    kubectl -n rolecall set env daemonset/rolecall -c agent ";
+    let variable =
+        PAGE.lines().find_map(|line| line.strip_prefix(set)).expect("a command").trim_matches('\'');
+    let value = format!("http://$({}_SERVICE_HOST):{port}", name.to_uppercase());
+    assert_eq!(variable, format!("AWS_ENDPOINT_URL_STS={value}"));
+    assert_eq!(service["metadata"]["namespace"], "rolecall");
+    let agent = manifest("3-agent.yaml");
+    let changed = server.json(&["set", "env", "--local", "-f", &agent, "-c", "agent", variable]);
+    let agent = &changed["spec"]["template"]["spec"]["containers"][0]["env"];
+    let set = agent.as_array().expect("env").iter().find(|one| one["name"] == "AWS_ENDPOINT_URL_STS");
+    assert_eq!(set.expect("it is set")["value"], value.as_str());
+}
+
+#[test]
 fn the_pages_commands_are_those_of_the_overlay() {
     let overlay = std::fs::read_to_string(manifest("local/kustomization.yaml")).expect("it is there");
     let command = overlay.lines().find_map(|line| line.strip_prefix("#     ")).expect("a command");
     assert!(PAGE.contains(&format!("    {command}\n")), "{command}");
-    for file in ["local/example", "local/kustomization.yaml", "uninstall"] {
+    for file in ["local/example", "local/kustomization.yaml", "local/localstack.yaml", "uninstall"] {
         assert!(std::path::Path::new(&manifest(file)).exists(), "{file}");
     }
     assert!(PAGE.contains("daemonset/local/example/"));
+    assert!(PAGE.contains("    kubectl apply -f daemonset/local/localstack.yaml\n"));
 }

@@ -6,9 +6,10 @@ use std::process::{Child, Command};
 
 use serde_json::{Value, json};
 
+use crate::apiserver::ApiServer;
 use crate::moto::REGION;
 use crate::netns::NODE_IP;
-use crate::scenario::{VARIABLES, boto3, scenario};
+use crate::scenario::{Scenario, VARIABLES, boto3, scenario};
 use crate::sdk::{Environment, tool};
 
 /// LocalStack's own, which the keys `test` have, too.
@@ -18,7 +19,7 @@ const TEAM: &str = "arn:aws:iam::111122223333:role/team";
 #[test]
 fn localstack_as_the_sts() {
     scenario("localstack_as_the_sts", async |it| {
-        let localstack = LocalStack::start();
+        let localstack = LocalStack::start(it);
         let key = localstack.owner("kms", "create_key", &json!({}))["KeyMetadata"]["KeyId"].clone();
         let secret = json!({"Name": "shop/database", "SecretString": "hunter2"});
         let secret = localstack.owner("secretsmanager", "create_secret", &secret)["ARN"].clone();
@@ -91,6 +92,15 @@ fn localstack_as_the_sts() {
     });
 }
 
+/// Those of the container in daemonset/local/localstack.yaml.
+fn variables(server: &ApiServer) -> Vec<(String, String)> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/daemonset/local/localstack.yaml");
+    let objects: Value = server.json(&["apply", "--dry-run=client", "-f", file]);
+    let env = &objects["items"][0]["spec"]["template"]["spec"]["containers"][0]["env"];
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    env.as_array().unwrap().iter().map(|one| (text(&one["name"]), text(&one["value"]))).collect()
+}
+
 /// Ends with this value.
 struct LocalStack {
     process: Child,
@@ -100,7 +110,7 @@ struct LocalStack {
 
 impl LocalStack {
     /// On the node, which has no way to the Internet: it asks nobody.
-    fn start() -> Self {
+    fn start(it: &Scenario<'_>) -> Self {
         let (home, at) = (tempfile::tempdir().unwrap(), format!("{NODE_IP}:4566"));
         let (log, writer) = std::io::pipe().unwrap();
         let mut command = Command::new(tool("localstack", "localstack_python"));
@@ -113,13 +123,8 @@ impl LocalStack {
                 ("TMPDIR", home.path().into()),
                 ("PYTHONUNBUFFERED", "1".into()),
                 ("GATEWAY_LISTEN", (&at).into()),
-                ("SERVICES", "sts,kms,s3,secretsmanager".into()),
-                // Loaded at the first call, a service takes longer than the agent waits.
-                ("EAGER_SERVICE_LOADING", "1".into()),
-                ("DISABLE_EVENTS", "1".into()),
-                ("DNS_ADDRESS", "0".into()),
-                ("SKIP_SSL_CERT_DOWNLOAD", "1".into()),
             ])
+            .envs(variables(it.server))
             .stdout(writer.try_clone().unwrap())
             .stderr(writer);
         let mut process = command.spawn().unwrap();
