@@ -34,13 +34,18 @@ impl Drop for Sts {
     }
 }
 
-/// The emulator with the configuration that the Deployment mounts, and its URL.
-fn start_sts(node: &Node, server: &ApiServer) -> (Sts, String) {
+/// The configuration that the Deployment mounts.
+fn configuration(server: &ApiServer) -> String {
     let map = server.json(&["get", "configmap", "sts", "-n", "rolecall"]);
+    map["data"]["emulator.yaml"].as_str().unwrap().to_owned()
+}
+
+/// The emulator with that configuration, and its URL.
+fn start_sts(node: &Node, server: &ApiServer, configuration: &str, address: &str) -> (Sts, String) {
     let config = server.state().join("emulator.yaml");
-    std::fs::write(&config, map["data"]["emulator.yaml"].as_str().unwrap()).unwrap();
+    std::fs::write(&config, configuration).unwrap();
     let mut command = node.command(ROLECALL);
-    command.args(["emulator", "--listen", &format!("{NODE_IP}:0"), "--kubeconfig"]).arg(server.kubeconfig());
+    command.args(["emulator", "--listen", address, "--kubeconfig"]).arg(server.kubeconfig());
     let mut child = command.arg("--config").arg(&config).stdout(Stdio::piped()).spawn().unwrap();
     let mut url = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
@@ -59,7 +64,8 @@ fn local_cluster_with_untouched_manifests() {
             })
             .collect();
         net::install(it.node, &install.iter().map(String::as_str).collect::<Vec<_>>());
-        let (_running, sts) = start_sts(it.node, it.server);
+        let shipped = configuration(it.server);
+        let (running, sts) = start_sts(it.node, it.server, &shipped, &format!("{NODE_IP}:0"));
         let mut command = it.node.command(ROLECALL);
         for (name, value) in variables(it.server, "containers", "agent") {
             // What the kubelet writes in place of the Service's address.
@@ -107,5 +113,26 @@ fn local_cluster_with_untouched_manifests() {
         let said = pod.call("s3", "list_buckets", &json!({})).expect_err("there are no credentials");
         assert!(said.contains("NoCredentialsError"), "{said}");
         agent.line_about(&pod.uid, |line| line["code"] == "NoRole").await;
+
+        // With a role of one's own in place of every role, as the page has it, its trust policy judges.
+        drop(running);
+        let trust = json!({
+            "Effect": "Allow",
+            "Principal": {"Federated": format!("arn:aws:iam::000000000000:oidc-provider/{}", it.server.issuer().trim_start_matches("https://"))},
+            "Action": "sts:AssumeRoleWithWebIdentity",
+            "Condition": {"StringEquals": {
+                format!("{}:sub", it.server.issuer().trim_start_matches("https://")):
+                    format!("system:serviceaccount:{}:judged", it.namespace),
+            }},
+        });
+        let roles = json!([{"arn": role, "trust_policy": {"Version": "2012-10-17", "Statement": [trust]}}]);
+        assert!(shipped.contains("any_role: true"), "{shipped}");
+        let stricter = shipped.replace("any_role: true", &format!("roles: {roles}"));
+        let _running = start_sts(it.node, it.server, &stricter, sts.trim_start_matches("http://"));
+        for account in ["judged", "other"] {
+            it.account_with(account, json!({"rolecall.dev/role-arn": role})).await;
+        }
+        it.pod("judged").await.has_role(role).await;
+        it.pod("other").await.is_refused_with("StsDenied").await;
     });
 }

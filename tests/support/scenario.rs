@@ -271,12 +271,9 @@ impl App {
             if !passing || begun.elapsed() > SOON {
                 match &answer {
                     Ok(_) => self.seen.served.store(true, Ordering::Relaxed),
-                    // By a service, or by STS through the agent; an STS that has every role still checks tokens.
-                    // By the agent alone, where STS judges nobody.
+                    // By a service, or by STS through the agent; by the agent alone, where STS judges nobody.
                     Err(said)
-                        if ["AccessDenied", "InvalidIdentityToken", "RoleNotAllowed"]
-                            .iter()
-                            .any(|code| said.contains(code)) =>
+                        if ["AccessDenied", "RoleNotAllowed"].iter().any(|code| said.contains(code)) =>
                     {
                         self.seen.denied.store(true, Ordering::Relaxed);
                     }
