@@ -8,7 +8,7 @@
 //! Needs `rolecall`, `attest`, `bare` and `load` in `target/image`, network namespaces (tests/support/netns.rs) and what
 //! tests/cluster/up needs for an API server. It takes about five minutes.
 
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(unreachable_pub, reason = "the support of the tests has it, too")]
 
 #[path = "../tests/support/apiserver.rs"]
 mod apiserver;

@@ -2,7 +2,6 @@
 //!
 //! There is no kubelet and no controller: pods are made by hand, as their status is.
 // clippy.toml allows it in tests, and does not know their helpers for such.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/apiserver.rs"]
 mod apiserver;

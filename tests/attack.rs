@@ -16,8 +16,6 @@
 //! What strangers write, as it never should be, is in `fuzz.rs`.
 
 #![cfg(target_os = "linux")]
-// Clippy allows it in test functions, but not in what they are made of.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/http.rs"]
 mod http;

@@ -4,8 +4,6 @@
 //! A pod is a namespace with a process in it, whose `/proc/<pid>/cgroup` is a file of the test's. Everything else is the kernel's own.
 
 #![cfg(target_os = "linux")]
-// Clippy allows it in test functions, but not in what they are made of.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/http.rs"]
 mod http;
@@ -26,21 +24,25 @@ use process::{Process, cgroup};
 use rolecall::identity::pods::Pod;
 use tokio::time::Instant;
 
+/// Two pods, by name and by their addresses of both families, ask over each; and again, when they are known.
+fn each_gets_its_own(node: &Node, pods: [(&str, &Namespace, [&str; 2]); 2]) {
+    let _processes = pods.map(|(name, pod, _)| Process::of(&uid(name), pod));
+    with_agent(node, |agent| {
+        agent.set(&pods.map(|(name, _, addresses)| shown(name, &addresses)));
+        for (family, to) in [V4, V6, V4, V6].into_iter().enumerate() {
+            for (name, pod, addresses) in pods {
+                assert_eq!(account(&ask(pod, addresses[family % 2], to)), name);
+            }
+        }
+    });
+}
+
 #[test]
 fn routed_pods_get_their_own_keys_over_both_families() {
     let Some(node) = node("attest_routed") else { return };
     let a = node.routed_pod("a", "10.0.1.7", Some("fd00::7"));
     let b = node.routed_pod("b", "10.0.1.8", Some("fd00::8"));
-    let _processes = [Process::of(&uid("a"), &a), Process::of(&uid("b"), &b)];
-    with_agent(&node, |agent| {
-        agent.set(&[shown("a", &["10.0.1.7", "fd00::7"]), shown("b", &["10.0.1.8", "fd00::8"])]);
-        for _ in 0..2 {
-            assert_eq!(account(&ask(&a, "10.0.1.7", V4)), "a");
-            assert_eq!(account(&ask(&b, "10.0.1.8", V4)), "b");
-            assert_eq!(account(&ask(&a, "fd00::7", V6)), "a");
-            assert_eq!(account(&ask(&b, "fd00::8", V6)), "b");
-        }
-    });
+    each_gets_its_own(&node, [("a", &a, ["10.0.1.7", "fd00::7"]), ("b", &b, ["10.0.1.8", "fd00::8"])]);
 }
 
 #[test]
@@ -48,16 +50,7 @@ fn bridged_pods_get_their_own_keys_over_both_families() {
     let Some(node) = node("attest_bridged") else { return };
     let a = node.bridged_pod("a", "10.0.2.7", Some("fd00:2::7"));
     let b = node.bridged_pod("b", "10.0.2.8", Some("fd00:2::8"));
-    let _processes = [Process::of(&uid("a"), &a), Process::of(&uid("b"), &b)];
-    with_agent(&node, |agent| {
-        agent.set(&[shown("a", &["10.0.2.7", "fd00:2::7"]), shown("b", &["10.0.2.8", "fd00:2::8"])]);
-        for _ in 0..2 {
-            assert_eq!(account(&ask(&a, "10.0.2.7", V4)), "a");
-            assert_eq!(account(&ask(&b, "10.0.2.8", V4)), "b");
-            assert_eq!(account(&ask(&a, "fd00:2::7", V6)), "a");
-            assert_eq!(account(&ask(&b, "fd00:2::8", V6)), "b");
-        }
-    });
+    each_gets_its_own(&node, [("a", &a, ["10.0.2.7", "fd00:2::7"]), ("b", &b, ["10.0.2.8", "fd00:2::8"])]);
 }
 
 #[test]
@@ -222,16 +215,7 @@ fn pods_that_are_handed_over_get_their_own_keys_over_both_families() {
     let a = node.bridged_pod("a", "10.0.2.7", Some("fd00:2::7"));
     let b = node.bridged_pod("b", "10.0.2.8", Some("fd00:2::8"));
     handed(&node);
-    let _processes = [Process::of(&uid("a"), &a), Process::of(&uid("b"), &b)];
-    with_agent(&node, |agent| {
-        agent.set(&[shown("a", &["10.0.2.7", "fd00:2::7"]), shown("b", &["10.0.2.8", "fd00:2::8"])]);
-        for _ in 0..2 {
-            assert_eq!(account(&ask(&a, "10.0.2.7", V4)), "a");
-            assert_eq!(account(&ask(&b, "10.0.2.8", V4)), "b");
-            assert_eq!(account(&ask(&a, "fd00:2::7", V6)), "a");
-            assert_eq!(account(&ask(&b, "fd00:2::8", V6)), "b");
-        }
-    });
+    each_gets_its_own(&node, [("a", &a, ["10.0.2.7", "fd00:2::7"]), ("b", &b, ["10.0.2.8", "fd00:2::8"])]);
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The audit lines: who was given which keys, who was refused and why, and how often that is written.
 // clippy.toml allows it in tests, and does not know their helpers for such.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/endpoint.rs"]
 mod endpoint;

@@ -1,5 +1,4 @@
 //! `--sts-mode=assume-role` as an operator meets it: `rolecall roles` and the manifest, on a real API server.
-#![allow(clippy::unwrap_used, reason = "a test may panic; clippy sees only the test functions themselves")]
 
 #[path = "support/apiserver.rs"]
 mod apiserver;

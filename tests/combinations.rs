@@ -1,6 +1,5 @@
 //! docs/combinations.md is what the agent does: every cell of its table is run, as the agent would at its start, for the pod, and before it
 //! asks STS.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

@@ -1,5 +1,4 @@
 //! The emulator over real sockets: what AWS would answer, refuse and count.
-#![allow(clippy::unwrap_used, reason = "a test may panic; clippy sees only the test functions themselves")]
 
 #[path = "emulator/any_role.rs"]
 mod any_role;

@@ -4,8 +4,6 @@
 //! figure of `make bench`; here is what must be so on any machine.
 
 #![cfg(target_os = "linux")]
-// Clippy allows it in test functions, but not in what they are made of.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/http.rs"]
 mod http;

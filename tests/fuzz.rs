@@ -2,7 +2,6 @@
 //! in `src/identity/kernel/fuzz.rs`, the API server's token answers beside the code that reads them.
 //!
 //! Each has an oracle beyond "it does not panic".
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/fuzz.rs"]
 mod fuzz;

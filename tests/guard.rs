@@ -1,8 +1,6 @@
 //! The guard on real kernels: who reaches our addresses, and which pods reach the node's instance metadata.
 
 #![cfg(target_os = "linux")]
-// Clippy allows it in test functions, but not in what they are made of.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/net.rs"]
 mod net;

@@ -1,11 +1,8 @@
 //! The agent's process on a real kernel: what it has given up, and what others of its node can do to it.
 
 #![cfg(target_os = "linux")]
-// Clippy allows it in test functions, but not in what they are made of.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/agent.rs"]
-#[allow(unreachable_pub)]
 mod agent;
 #[path = "support/http.rs"]
 mod http;

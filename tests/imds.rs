@@ -1,6 +1,5 @@
 //! Instance metadata as bytes on a socket: what SDKs without any variable get, and what nobody gets.
 // clippy.toml allows it in tests, and does not know their helpers for such.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/endpoint.rs"]
 mod endpoint;

@@ -1,5 +1,4 @@
 //! `rolecall issuer` beside a real kube-apiserver: who gets a token, who does not, and who believes it.
-#![allow(clippy::unwrap_used, reason = "a test may panic; clippy sees only the test functions themselves")]
 
 #[path = "support/apiserver.rs"]
 mod apiserver;
@@ -26,8 +25,6 @@ use rolecall::emulator::IssuerConfig;
 use rolecall::identity::pods;
 use rolecall::role::Claims;
 use rolecall::token::issued::{Door, Issued};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use site::oidc;
 use web_identity::{ACCOUNT, Sts};
@@ -449,14 +446,7 @@ async fn the_installation_of_the_page_applies_as_it_stands_and_agents_believe_it
         issuer.put(file, &std::fs::read_to_string(folder.path().join(file)).unwrap());
     }
     issuer.until_it_says("new serving certificate").await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(folder.path().join("tls.crt")).unwrap()).unwrap();
-    let provider = rustls::crypto::ring::default_provider();
-    let tls = rustls::ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let tls = issuer::trusting(&folder.path().join("tls.crt"));
     let stream = tokio::net::TcpStream::connect(issuer.addr).await.unwrap();
     let name = "rolecall-issuer.rolecall.svc".try_into().unwrap();
     tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();

@@ -1,8 +1,6 @@
 //! `rolecall net keep` on real kernels: what somebody takes away comes back, and nothing else.
 
 #![cfg(target_os = "linux")]
-// Clippy allows it in test functions, but not in what they are made of.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/net.rs"]
 mod net;

@@ -9,7 +9,6 @@ mod apply;
 #[path = "manifests/injection.rs"]
 mod injection;
 #[path = "manifests/issuer.rs"]
-#[allow(clippy::unwrap_used)]
 mod issuer;
 #[path = "manifests/local.rs"]
 mod local;

@@ -1,8 +1,6 @@
 //! `rolecall net` on real kernels: addresses, redirect and proof, on nodes and pods made of network namespaces.
 
 #![cfg(target_os = "linux")]
-// Clippy allows it in test functions, but not in what they are made of.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/net.rs"]
 mod net;

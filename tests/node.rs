@@ -5,7 +5,6 @@
 //! server's own keys and the role's trust policy. Made by hand is what a kubelet would do: namespaces, processes' cgroups, and the status of pods.
 
 #[path = "support/agent.rs"]
-#[allow(unreachable_pub)]
 mod agent;
 #[path = "support/apiserver.rs"]
 mod apiserver;
@@ -13,6 +12,8 @@ mod apiserver;
 mod gateway;
 #[path = "support/http.rs"]
 mod http;
+#[path = "support/in_pods.rs"]
+mod in_pods;
 #[path = "support/net.rs"]
 mod net;
 #[path = "support/netns.rs"]
@@ -22,14 +23,12 @@ mod node_metadata;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/proxy.rs"]
-#[allow(dead_code)]
 mod proxy;
 #[path = "support/sdk.rs"]
 mod sdk;
 #[path = "support/tenant.rs"]
 mod tenant;
 #[path = "support/world.rs"]
-#[allow(unreachable_pub)]
 mod world;
 
 #[path = "node/grants.rs"]

@@ -1,18 +1,17 @@
 //! Instance metadata on real parts: pods with no variable at all get their own roles, and the node's role stays the node's.
 //!
 //! Real are the same parts as in `node.rs`; the redirect is in force, and beyond the node's uplink its own instance metadata waits.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/agent.rs"]
-#[allow(unreachable_pub)]
 mod agent;
 #[path = "support/apiserver.rs"]
 mod apiserver;
 #[path = "support/gateway.rs"]
-#[allow(dead_code)]
 mod gateway;
 #[path = "support/http.rs"]
 mod http;
+#[path = "support/in_pods.rs"]
+mod in_pods;
 #[path = "support/net.rs"]
 mod net;
 #[path = "support/netns.rs"]
@@ -26,12 +25,9 @@ mod sdk;
 #[path = "support/tenant.rs"]
 mod tenant;
 #[path = "support/world.rs"]
-#[allow(unreachable_pub)]
 mod world;
 
 use std::net::SocketAddr;
-use std::process::Output;
-use std::thread;
 
 use nix::sys::signal::Signal;
 use rolecall::emulator::Fault;
@@ -40,9 +36,10 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
 use self::agent::Agent;
 use self::http::Answer;
+use self::in_pods::{a_pod_each, every_sdk_has_its_pods_role, has_identity, identities, its_own};
 use self::netns::NODE_IP;
 use self::node_metadata::{Metadata, NODE_KEY};
-use self::sdk::{Environment, Sdk};
+use self::sdk::Environment;
 use self::tenant::{RunningPod, Shape};
 use self::world::{Case, on_the_node, session_arn};
 
@@ -63,40 +60,6 @@ const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 /// Nothing of ours and nothing of AWS's but where the test's STS is; the region is no credential.
 fn environment(case: &Case) -> Environment {
     Environment::new().without("AWS_EC2_METADATA_DISABLED").region("eu-central-1").sts(&case.world.sts)
-}
-
-/// What every SDK finds in its pod, all at once.
-fn identities<'p>(
-    environment: &Environment,
-    pod: impl Fn(&Sdk) -> &'p RunningPod,
-) -> Vec<(&'static Sdk, Output)> {
-    thread::scope(|scope| {
-        let started: Vec<_> = sdk::programs()
-            .iter()
-            .map(|sdk| {
-                let mut command = sdk.identity(|program| pod(sdk).command(program), environment);
-                (sdk, scope.spawn(move || command.output().unwrap()))
-            })
-            .collect();
-        started.into_iter().map(|(sdk, running)| (sdk, running.join().unwrap())).collect()
-    })
-}
-
-fn has_identity(sdk: &Sdk, output: &Output, arn: &str) {
-    let (printed, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}: {said}", sdk.name);
-    assert_eq!(printed.trim(), arn, "{}: {said}", sdk.name);
-}
-
-async fn every_sdk_has_its_pods_role(case: &Case, shape: Shape, with: impl Fn(Environment) -> Environment) {
-    for account in ["web", "api"] {
-        case.account(account).await;
-        let pod = case.pod_on("node", account, shape).await;
-        for (sdk, output) in identities(&with(environment(case)), |_| &pod) {
-            has_identity(sdk, &output, &session_arn(case.namespace, account));
-        }
-        assert_eq!(case.calls(account), 1, "one call for all SDKs of {account}");
-    }
 }
 
 /// One request from inside the pod, as an SDK writes it.
@@ -135,34 +98,35 @@ async fn real(case: &Case) -> MappedMutexGuard<'static, Metadata> {
 
 #[test]
 fn every_sdk_without_any_variable_has_its_role_in_a_routed_pod() {
-    on_the_node("routed", async |case| every_sdk_has_its_pods_role(case, Shape::Routed, |all| all).await);
+    on_the_node("routed", async |case| {
+        every_sdk_has_its_pods_role(case, Shape::Routed, &environment(case)).await
+    });
 }
 
 #[test]
 fn every_sdk_without_any_variable_has_its_role_behind_a_bridge() {
-    on_the_node("bridged", async |case| every_sdk_has_its_pods_role(case, Shape::Bridged, |all| all).await);
+    on_the_node("bridged", async |case| {
+        every_sdk_has_its_pods_role(case, Shape::Bridged, &environment(case)).await
+    });
 }
 
 #[test]
 fn every_sdk_that_asks_instance_metadata_over_ipv6_has_its_role() {
     on_the_node("ipv6", async |case| {
-        let by = |all: Environment| all.with("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6");
-        every_sdk_has_its_pods_role(case, Shape::Routed, by).await;
+        let by = environment(case).with("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6");
+        every_sdk_has_its_pods_role(case, Shape::Routed, &by).await;
     });
 }
 
 #[test]
 fn every_sdk_gets_over_an_sts_that_takes_a_second_without_asking_twice() {
     on_the_node("slow", async |case| {
-        let mut pods = Vec::new();
+        // First of all: a pod is no sooner there than its role is asked for.
         for sdk in sdk::programs() {
             case.fault(&sdk.name, Fault { delay_ms: 1000, ..Fault::default() });
-            case.account(&sdk.name).await;
-            pods.push(case.pod(&sdk.name).await);
         }
-        let its_own =
-            |sdk: &Sdk| pods.iter().find(|pod| pod.name.starts_with(&format!("{}-", sdk.name))).unwrap();
-        for (sdk, output) in identities(&environment(case), its_own) {
+        let pods = a_pod_each(case).await;
+        for (sdk, output) in identities(&environment(case), its_own(&pods)) {
             has_identity(sdk, &output, &session_arn(case.namespace, &sdk.name));
             assert_eq!(case.calls(&sdk.name), 1, "{}", sdk.name);
         }

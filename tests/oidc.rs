@@ -1,5 +1,4 @@
 //! `rolecall oidc` on loopback: what it writes is served, fetched, believed by an STS, and checked.
-#![allow(clippy::unwrap_used, reason = "a test may panic; clippy sees only the test functions themselves")]
 
 #[path = "oidc/check.rs"]
 mod check;

@@ -1,5 +1,4 @@
 //! `rolecall oidc` beside a real kube-apiserver: the same keys under the same names, and tokens that an STS then believes.
-#![allow(clippy::unwrap_used, reason = "a test may panic; clippy sees only the test functions themselves")]
 
 #[path = "support/apiserver.rs"]
 mod apiserver;

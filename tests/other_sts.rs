@@ -1,6 +1,5 @@
 //! STSs that are not AWS's regional ones: where calls go and by which way, what answers are understood, and what is said of
 //! those that are not.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/pki.rs"]
 mod pki;

@@ -3,7 +3,6 @@
 //!
 //! `kubernetes_1_36` has `daemonset/2-rbac.yaml`, where the agent acts as its node; `before_1_36` has `daemonset/before-1.36/`; `granted` compares
 //! both with the list.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/apiserver.rs"]
 mod apiserver;

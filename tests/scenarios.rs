@@ -6,7 +6,6 @@
 //! call a service from inside. To add one: copy `scenarios/annotated_service_account.rs`, and give it a line below.
 
 #[path = "support/agent.rs"]
-#[allow(unreachable_pub)]
 mod agent;
 #[path = "support/apiserver.rs"]
 mod apiserver;
@@ -27,7 +26,6 @@ mod pki;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/proxy.rs"]
-#[allow(dead_code)]
 mod proxy;
 #[path = "support/scenario.rs"]
 mod scenario;

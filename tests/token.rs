@@ -1,7 +1,6 @@
 //! Tokens in Authorization on a real API server: the whole path, with the rights that ship, from a hostNetwork pod's
 //! request to its credentials. STS is the one in memory; the ServiceAccounts, pods and tokens are real.
 // clippy.toml allows it in tests, and does not know their helpers for such.
-#![allow(clippy::unwrap_used)]
 
 #[path = "support/apiserver.rs"]
 mod apiserver;

@@ -6,6 +6,7 @@ use crate::fakes::{World, account, denied, pod};
 use crate::sts;
 
 const HOLD: Duration = Duration::from_millis(900);
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn world() -> World {
@@ -25,6 +26,26 @@ impl World {
 
     async fn code(&self) -> &'static str {
         self.ask().await.1.map_or_else(|err| err.code(), |_| "ok")
+    }
+
+    /// How long it takes until a question is answered, with so long between two of them.
+    async fn recovery(&self, pause: Duration) -> Duration {
+        let begun = Instant::now();
+        while self.code().await != "ok" {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        begun.elapsed()
+    }
+
+    /// Asks each second for so long, and is refused each time.
+    async fn refused_for(&self, time: Duration) {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            self.ask().await.1.unwrap_err();
+            tokio::time::sleep(SECOND).await;
+        }
     }
 }
 
@@ -112,9 +133,8 @@ async fn the_first_question_five_seconds_after_a_long_outage_is_answered() {
         assert_eq!(world.code().await, "StsUnavailable");
     }
     world.sts.fail(None);
-    let recovered = Instant::now();
-    while world.code().await != "ok" {}
-    assert!(recovered.elapsed() < Duration::from_secs(5), "{:?}", recovered.elapsed());
+    let recovered = world.recovery(Duration::ZERO).await;
+    assert!(recovered < Duration::from_secs(5), "{:?}", recovered);
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,22 +188,15 @@ async fn a_mended_policy_works_within_ten_seconds() {
     world.sts.fail(Some(denied()));
     assert_eq!(world.code().await, "StsDenied");
     world.sts.fail(None);
-    let mended = Instant::now();
-    while world.code().await != "ok" {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    assert!(mended.elapsed() < Duration::from_secs(10), "{:?}", mended.elapsed());
+    let mended = world.recovery(SECOND).await;
+    assert!(mended < Duration::from_secs(10), "{:?}", mended);
 }
 
 #[tokio::test(start_paused = true)]
 async fn refusals_that_go_on_are_asked_for_at_most_once_a_minute() {
     let world = world();
     world.sts.fail(Some(denied()));
-    let begun = Instant::now();
-    while begun.elapsed() < 60 * MINUTE {
-        world.ask().await.1.unwrap_err();
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    world.refused_for(60 * MINUTE).await;
     assert!((55..=125).contains(&world.sts.calls()), "{}", world.sts.calls());
 }
 

@@ -189,13 +189,7 @@ fn a_session_named_for_its_pod_is_the_pods_own() {
         uid: PodUid::new(uid),
         name: name.into(),
         service_account: account(),
-        addresses: vec![],
-        host_network: false,
-        finished: false,
-        terminating: false,
-        asks: true,
-        prefers_web_identity: false,
-        asked: None,
+        ..crate::fakes::pod("web", "192.0.2.1")
     };
     let (a, b) = (plan.for_pod(&pod("a", "1")), plan.for_pod(&pod("b", "2")));
     assert_eq!(a.session_name.as_str(), "shop.a");

@@ -1,5 +1,4 @@
 //! A pod with CAP_NET_ADMIN rebuilds its own network. Addresses that it adds and link-layer addresses that it changes are in [`crate::spoof`].
-#![allow(clippy::unwrap_used)]
 
 use crate::ladder::*;
 use crate::netns::{Namespace, Node};

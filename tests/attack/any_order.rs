@@ -3,7 +3,6 @@
 //! Random events on a paused clock, with both doors in memory, and evidence given instead of taken. The oracle keeps every state of the
 //! cluster while a question is open, and an answer must be right for one of them. A failure prints its seed and the fewest events that
 //! still show it; `ROLECALL_SEED=… ROLECALL_CASES=1` runs it again.
-#![allow(clippy::unwrap_used)]
 
 use std::fmt::Debug;
 

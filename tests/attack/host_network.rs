@@ -1,5 +1,4 @@
 //! Callers on the host network, whom only a token can name.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 
@@ -20,6 +19,16 @@ fn on_the_host() -> Pod {
     Pod { host_network: true, ..shown("a", &[NODE_IP, NODE_IP_V6]) }
 }
 
+/// A node whose agent knows of that pod alone, with a process of it.
+fn with_a_host_pod(test: &str, check: impl FnOnce(&Node, &Agent)) {
+    let Some(node) = node(test) else { return };
+    let _process = Process::of(&uid("a"), &node);
+    with_agent(&node, |agent| {
+        agent.set(&[on_the_host()]);
+        check(&node, agent);
+    });
+}
+
 /// The node asks with this in Authorization, over both families.
 fn both(node: &Node, authorization: &str) -> [Answer; 2] {
     [("169.254.170.23", V4), ("fd00:ec2::23", V6)].map(|(from, to)| ask_with(authorization, node, from, to))
@@ -27,12 +36,9 @@ fn both(node: &Node, authorization: &str) -> [Answer; 2] {
 
 #[test]
 fn a_host_network_pod_with_its_own_token_gets_its_own_role() {
-    let Some(node) = node("host_own") else { return };
-    let _process = Process::of(&uid("a"), &node);
-    with_agent(&node, |agent| {
-        agent.set(&[on_the_host()]);
+    with_a_host_pod("host_own", |node, agent| {
         let token = agent.cluster.token_of(&on_the_host());
-        for answer in both(&node, &token).iter().chain(&both(&node, &format!("Bearer {token}"))) {
+        for answer in both(node, &token).iter().chain(&both(node, &format!("Bearer {token}"))) {
             assert_eq!(account(answer), "a");
         }
     });
@@ -40,11 +46,8 @@ fn a_host_network_pod_with_its_own_token_gets_its_own_role() {
 
 #[test]
 fn a_host_network_pod_with_no_token_is_refused() {
-    let Some(node) = node("host_none") else { return };
-    let _process = Process::of(&uid("a"), &node);
-    with_agent(&node, |agent| {
-        agent.set(&[on_the_host()]);
-        for answer in both(&node, "").iter().chain(&both(&node, "a word")) {
+    with_a_host_pod("host_none", |node, _| {
+        for answer in both(node, "").iter().chain(&both(node, "a word")) {
             refused(answer, 403, "CallerNotIdentified");
         }
     });
@@ -52,18 +55,15 @@ fn a_host_network_pod_with_no_token_is_refused() {
 
 #[test]
 fn a_host_network_pod_with_a_token_that_the_api_does_not_accept_is_refused() {
-    let Some(node) = node("host_forged") else { return };
-    let _process = Process::of(&uid("a"), &node);
-    with_agent(&node, |agent| {
-        agent.set(&[on_the_host()]);
+    with_a_host_pod("host_forged", |node, agent| {
         // Forged: it says all the right things, and nobody has signed it.
         let forged = token_of(&on_the_host(), AUDIENCE, HOUR);
         // Expired, though its own clock says otherwise; and one that says so itself.
         let expired = agent.cluster.token_of(&on_the_host());
-        assert_eq!(account(&both(&node, &expired)[0]), "a");
+        assert_eq!(account(&both(node, &expired)[0]), "a");
         let of_long_ago = token_of(&on_the_host(), AUDIENCE, Duration::ZERO);
         for token in [forged, of_long_ago] {
-            for answer in both(&node, &token) {
+            for answer in both(node, &token) {
                 refused(&answer, 401, "AuthorizationInvalid");
             }
         }
@@ -110,18 +110,15 @@ fn a_host_network_pod_with_another_pods_token_is_refused() {
 
 #[test]
 fn a_token_of_a_deleted_host_network_pod_is_refused_though_it_was_good_a_moment_ago() {
-    let Some(node) = node("host_deleted") else { return };
-    let _process = Process::of(&uid("a"), &node);
-    with_agent(&node, |agent| {
-        agent.set(&[on_the_host()]);
+    with_a_host_pod("host_deleted", |node, agent| {
         let token = agent.cluster.token_of(&on_the_host());
-        for answer in both(&node, &token) {
+        for answer in both(node, &token) {
             assert_eq!(account(&answer), "a");
         }
         // The API server's good answer is kept for a while; that the pod has gone counts at once.
         for gone in [vec![], vec![Pod { finished: true, ..on_the_host() }]] {
             agent.set(&gone);
-            for answer in both(&node, &token) {
+            for answer in both(node, &token) {
                 assert!([401, 403, 503].contains(&answer.status), "{answer:?}");
             }
         }
@@ -130,17 +127,14 @@ fn a_token_of_a_deleted_host_network_pod_is_refused_though_it_was_good_a_moment_
 
 #[test]
 fn a_token_for_another_audience_is_refused() {
-    let Some(node) = node("host_audience") else { return };
-    let _process = Process::of(&uid("a"), &node);
-    with_agent(&node, |agent| {
-        agent.set(&[on_the_host()]);
+    with_a_host_pod("host_audience", |node, agent| {
         for audience in ["sts.amazonaws.com", "https://kubernetes.default.svc", "rolecall2", ""] {
             // Good for whom it is meant; and one that lies about it.
             let (honest, lying) =
                 (token_of(&on_the_host(), audience, HOUR), token_of(&on_the_host(), AUDIENCE, HOUR));
             for token in [honest, lying] {
                 agent.cluster.accept(&token, reviewed(&on_the_host(), audience));
-                for answer in both(&node, &token) {
+                for answer in both(node, &token) {
                     refused(&answer, 401, "AuthorizationInvalid");
                 }
             }

@@ -1,5 +1,4 @@
 //! Whose processes are in the namespace that a connection comes from.
-#![allow(clippy::unwrap_used)]
 
 use crate::ladder::*;
 use crate::process::{Process, cgroup};

@@ -1,5 +1,4 @@
 //! Callers that are on no pod's cable: the node itself, and other nodes.
-#![allow(clippy::unwrap_used)]
 
 use rolecall::identity::pods::Pod;
 

@@ -1,5 +1,4 @@
 //! What the kube API says of a pod is wrong, late, or contradicts what the kernel shows.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

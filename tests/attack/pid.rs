@@ -2,7 +2,6 @@
 //!
 //! A tree of the test's stands for what `/proc` shows. In it, `cgroup` is a FIFO: who reads it waits for the test, which is how the change
 //! comes between two steps and not some time.
-#![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -1,5 +1,4 @@
 //! Requests that are not what they seem: for a proxy, for a name, or hidden in another.
-#![allow(clippy::unwrap_used)]
 
 use crate::http::{self, Answer};
 use crate::ladder::{V6, node, with_agent};

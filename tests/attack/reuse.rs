@@ -1,5 +1,4 @@
 //! An address is given to another pod: at once, and ten thousand times.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;

@@ -1,7 +1,6 @@
 //! A pod takes another's address: on a bridge that both share, and behind a cable of its own.
 //!
 //! Who has CAP_NET_ADMIN in its pod can do all of this there; who has CAP_NET_RAW most of it.
-#![allow(clippy::unwrap_used)]
 
 use std::cell::RefCell;
 use std::io::{Read, Write};

@@ -1,5 +1,4 @@
 //! Who gets what: tokens that name their pod, one flight for all, refusals, and annotations that change under running pods.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

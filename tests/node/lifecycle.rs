@@ -1,5 +1,4 @@
 //! The agent as a process: start, probes, pages, proof by `net verify`, end; and that it tells nobody a secret.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;

@@ -1,5 +1,4 @@
 //! A pod that the agent refuses, and the node's own role behind instance metadata: some SDKs go on to ask there.
-#![allow(clippy::unwrap_used)]
 
 use std::process::Output;
 use std::thread;

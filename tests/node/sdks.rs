@@ -1,8 +1,6 @@
 //! Unchanged SDKs in pods: each finds its role, and what the agent answers in trouble makes it wait, or stop.
-#![allow(clippy::unwrap_used)]
 
 use std::net::TcpListener;
-use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -10,91 +8,46 @@ use std::thread;
 use rolecall::emulator::Fault;
 use serde_json::json;
 
+use crate::in_pods::{a_pod_each, every_sdk_has_its_pods_role, has_identity, identities, its_own};
 use crate::netns::NODE_IP;
-use crate::sdk::{self, Environment, Sdk};
+use crate::sdk::{self, Environment};
 use crate::tenant::{RunningPod, Shape};
 use crate::world::{Case, V4, on_the_node, session_arn};
 
 const IPV4: &str = "http://169.254.170.23:9902/v1/credentials";
 const IPV6: &str = "http://[fd00:ec2::23]:9902/v1/credentials";
 
-/// Runs every SDK in its pod, all at once, and returns what each has printed, in the order of `sdk::programs`.
-fn identities<'p>(
-    case: &Case,
-    environment: impl Fn(Environment) -> Environment,
-    pod: impl Fn(&Sdk) -> &'p RunningPod,
-) -> Vec<(&'static Sdk, Output)> {
-    let environment = environment(Environment::new().region("eu-central-1").sts(&case.world.sts));
-    thread::scope(|scope| {
-        let started: Vec<_> = sdk::programs()
-            .iter()
-            .map(|sdk| {
-                let mut command = sdk.identity(|program| pod(sdk).command(program), &environment);
-                (sdk, scope.spawn(move || command.output().unwrap()))
-            })
-            .collect();
-        started.into_iter().map(|(sdk, running)| (sdk, running.join().unwrap())).collect()
-    })
-}
-
-fn has_identity(sdk: &Sdk, output: &Output, arn: &str) {
-    let (printed, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}: {said}", sdk.name);
-    assert_eq!(printed.trim(), arn, "{}: {said}", sdk.name);
-}
-
-/// In two pods of two ServiceAccounts, every SDK must see its own pod's role.
-async fn every_sdk_has_its_pods_role(case: &Case, shape: Shape, by: impl Fn(Environment) -> Environment) {
-    for account in ["web", "api"] {
-        case.account(account).await;
-        let pod = case.pod_on("node", account, shape).await;
-        for (sdk, output) in identities(case, &by, |_| &pod) {
-            has_identity(sdk, &output, &session_arn(case.namespace, account));
-        }
-        assert_eq!(case.calls(account), 1, "one call for all SDKs of {account}");
-    }
-}
-
-/// A pod for each SDK, each with a role of its own, so that each meets the trouble that was made for it.
-async fn a_pod_each(case: &Case) -> Vec<RunningPod> {
-    let mut pods = Vec::new();
-    for sdk in sdk::programs() {
-        case.account(&sdk.name).await;
-        pods.push(case.pod(&sdk.name).await);
-    }
-    pods
-}
-
-fn its_own<'p>(pods: &'p [RunningPod]) -> impl Fn(&Sdk) -> &'p RunningPod {
-    move |sdk| pods.iter().find(|pod| pod.name.starts_with(&format!("{}-", sdk.name))).unwrap()
+/// Nothing but where the test's STS is; the region is no credential.
+fn environment(case: &Case) -> Environment {
+    Environment::new().region("eu-central-1").sts(&case.world.sts)
 }
 
 #[test]
 fn every_sdk_in_a_routed_pod_has_the_role_of_its_service_account() {
     on_the_node("routed", async |case| {
-        every_sdk_has_its_pods_role(case, Shape::Routed, |environment| environment.full_uri(IPV4)).await;
+        every_sdk_has_its_pods_role(case, Shape::Routed, &environment(case).full_uri(IPV4)).await;
     });
 }
 
 #[test]
 fn every_sdk_behind_a_bridge_has_the_role_of_its_service_account() {
     on_the_node("bridged", async |case| {
-        every_sdk_has_its_pods_role(case, Shape::Bridged, |environment| environment.full_uri(IPV4)).await;
+        every_sdk_has_its_pods_role(case, Shape::Bridged, &environment(case).full_uri(IPV4)).await;
     });
 }
 
 #[test]
 fn every_sdk_has_its_role_over_ipv6() {
     on_the_node("ipv6", async |case| {
-        every_sdk_has_its_pods_role(case, Shape::Routed, |environment| environment.full_uri(IPV6)).await;
+        every_sdk_has_its_pods_role(case, Shape::Routed, &environment(case).full_uri(IPV6)).await;
     });
 }
 
 #[test]
 fn every_sdk_has_its_role_by_the_relative_uri_on_port_80() {
     on_the_node("relative", async |case| {
-        let by = |environment: Environment| environment.relative_uri("/v1/credentials");
-        every_sdk_has_its_pods_role(case, Shape::Routed, by).await;
+        let by = environment(case).relative_uri("/v1/credentials");
+        every_sdk_has_its_pods_role(case, Shape::Routed, &by).await;
     });
 }
 
@@ -110,17 +63,14 @@ fn every_sdk_with_a_proxy_asks_directly_by_what_the_injection_sets() {
         let count = Arc::clone(&asked);
         thread::spawn(move || proxy.incoming().for_each(|_| _ = count.fetch_add(1, Ordering::Relaxed)));
         for uri in [IPV4, IPV6] {
-            let by = |environment: Environment| {
-                // STS is on the node as well. IPv6 stands there without brackets.
-                let direct = format!("{NODE_IP},169.254.170.23,169.254.170.2,fd00:ec2::23");
-                let environment = environment.full_uri(uri).token("rolecall");
-                ["HTTP_PROXY", "http_proxy"]
-                    .into_iter()
-                    .fold(environment, |environment, name| environment.with(name, &url))
-                    .with("NO_PROXY", &direct)
-                    .with("no_proxy", &direct)
-            };
-            for (sdk, output) in identities(case, by, |_| &pod) {
+            // STS is on the node as well. IPv6 stands there without brackets.
+            let direct = format!("{NODE_IP},169.254.170.23,169.254.170.2,fd00:ec2::23");
+            let by = ["HTTP_PROXY", "http_proxy"]
+                .into_iter()
+                .fold(environment(case).full_uri(uri).token("rolecall"), |by, name| by.with(name, &url))
+                .with("NO_PROXY", &direct)
+                .with("no_proxy", &direct);
+            for (sdk, output) in identities(&by, |_| &pod) {
                 has_identity(sdk, &output, &session_arn(case.namespace, "web"));
             }
         }
@@ -138,7 +88,7 @@ fn every_sdk_gets_over_an_sts_that_fails_twice() {
                 Fault { code: Some("ServiceUnavailable".into()), count: Some(2), ..Fault::default() },
             );
         }
-        for (sdk, output) in identities(case, |environment| environment.full_uri(IPV4), its_own(&pods)) {
+        for (sdk, output) in identities(&environment(case).full_uri(IPV4), its_own(&pods)) {
             has_identity(sdk, &output, &session_arn(case.namespace, &sdk.name));
             assert_eq!(case.calls(&sdk.name), 3, "{}", sdk.name);
         }
@@ -152,7 +102,7 @@ fn every_sdk_gets_over_an_sts_that_takes_three_seconds_with_one_call() {
         for sdk in sdk::programs() {
             case.fault(&sdk.name, Fault { delay_ms: 3000, ..Fault::default() });
         }
-        for (sdk, output) in identities(case, |environment| environment.full_uri(IPV4), its_own(&pods)) {
+        for (sdk, output) in identities(&environment(case).full_uri(IPV4), its_own(&pods)) {
             has_identity(sdk, &output, &session_arn(case.namespace, &sdk.name));
             assert_eq!(case.calls(&sdk.name), 1, "{}", sdk.name);
         }
@@ -166,7 +116,7 @@ fn all_tries_of_an_sdk_that_sts_denies_cost_one_call() {
         for sdk in sdk::programs() {
             case.fault(&sdk.name, Fault { code: Some("AccessDenied".into()), ..Fault::default() });
         }
-        for (sdk, output) in identities(case, |environment| environment.full_uri(IPV4), its_own(&pods)) {
+        for (sdk, output) in identities(&environment(case).full_uri(IPV4), its_own(&pods)) {
             assert!(!output.status.success(), "{}", sdk.name);
             let refused = refusals(case, its_own(&pods)(sdk));
             assert!(
@@ -187,7 +137,7 @@ fn an_sdk_in_a_pod_without_a_role_stops_at_404() {
             case.account_with(&sdk.name, json!({"rolecall.example/role-arn": "not ours"})).await;
             pods.push(case.pod(&sdk.name).await);
         }
-        for (sdk, output) in identities(case, |environment| environment.full_uri(IPV4), its_own(&pods)) {
+        for (sdk, output) in identities(&environment(case).full_uri(IPV4), its_own(&pods)) {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(!output.status.success(), "{}", sdk.name);
             let pod = its_own(&pods)(sdk);

@@ -1,5 +1,4 @@
 //! STS or the API server is away, slow or changed: what pods get meanwhile, and how soon it is over.
-#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::time::Duration;

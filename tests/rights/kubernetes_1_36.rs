@@ -256,12 +256,7 @@ fn pod_of_its_own(name: &str) -> Pod {
         name: name.into(),
         service_account: ServiceAccountName { namespace: "shop".into(), name: name.into() },
         addresses: Vec::new(),
-        host_network: false,
-        finished: false,
-        terminating: false,
-        asks: true,
-        prefers_web_identity: false,
-        asked: None,
+        ..rolecall::fakes::pod(name, "192.0.2.1")
     }
 }
 

@@ -1,6 +1,5 @@
 //! The shipped binary as the agent of a node: a process with its output, its local socket and its signals.
-// Each test binary compiles this file and uses a part of it.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

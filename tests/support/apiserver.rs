@@ -1,8 +1,7 @@
 //! Real kube-apiservers with their etcd for one test binary: started by `tests/cluster/up`, gone when the process is.
 //!
 //! No controllers and no kubelet: what they would make (ServiceAccounts, nodes, pod status) is made here, by kubectl.
-// Each test binary compiles this file and uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::io::Write;
 use std::net::TcpListener;

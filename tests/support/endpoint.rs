@@ -1,6 +1,5 @@
 //! The whole path behind a listener on loopback, between the two doors in memory, with the audit lines that it wrote.
 #![allow(dead_code, reason = "each test binary uses its own part")]
-#![allow(clippy::unwrap_used)]
 
 use std::io::{self, Write};
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
 //! Bounded fuzzing on stable Rust: inputs that are made from real ones. `ROLECALL_FUZZ_ROUNDS` says how many of each, `ROLECALL_SEED` which.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 /// Makes inputs from `corpus`, with pieces of `words` in between.
 pub struct Fuzzer<'a> {

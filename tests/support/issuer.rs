@@ -153,14 +153,7 @@ impl Issuer {
     }
 
     pub(crate) async fn send(&self, request: hyper::Request<Full<Bytes>>) -> Answer {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.ca()).unwrap()).unwrap();
-        let provider = rustls::crypto::ring::default_provider();
-        let tls = rustls::ClientConfig::builder_with_provider(provider.into())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls = trusting(&self.ca());
         let https =
             hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
         let client = Client::builder(TokioExecutor::new()).build(https.build());
@@ -169,6 +162,18 @@ impl Issuer {
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         Answer { status, body: serde_json::from_slice(&body).unwrap() }
     }
+}
+
+/// A client that believes this certificate alone.
+pub(crate) fn trusting(pem: &Path) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(pem).unwrap()).unwrap();
+    let provider = rustls::crypto::ring::default_provider();
+    rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }
 
 impl Drop for Issuer {

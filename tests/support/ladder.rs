@@ -1,5 +1,5 @@
 //! The whole path behind `--identity=kernel`, on a node made of network namespaces: fakes at its two doors, the kernel's own in between.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::net::SocketAddr;
 use std::path::Path;

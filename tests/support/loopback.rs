@@ -1,5 +1,5 @@
 //! The endpoint on a loopback address over fakes, for tests that send it bytes. Its one pod, `web`, is [`WEB`] and has a role.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,8 +1,6 @@
 //! What the tests of `rolecall net` are made of: the command, an agent that answers what `verify` asks, and looks at a node.
 
-// Clippy allows it in test functions, but not in what they are made of.
-// Each test binary uses its own part of this, as a module of its own.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -15,8 +15,7 @@
 //!
 //! Needs iproute2, nftables, iptables and util-linux, and a kernel that allows user namespaces.
 
-// Each test binary uses its own part of this, as a module of its own.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,6 +1,5 @@
 //! The node's instance metadata, version 2, beyond the uplink: what pods must not have.
-// Each test binary compiles this file and uses a part of it.
-#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,7 +1,7 @@
 //! A process of a pod, as the ladder sees one: in the pod's network namespace, and in its cgroup.
 //!
 //! The cgroup is a file of the test's: a bind mount over `/proc/<pid>/cgroup`, which needs no root. It goes with the process.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::fs;
 use std::process::{Child, Command};

@@ -1,5 +1,6 @@
 //! A TCP proxy on loopback that counts connections and can stop forwarding without closing anything, as a
 //! firewall does that forgets a connection.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Whatever stands at the STS's address: it notes what it is sent and answers bytes, over TLS or without; and a proxy.
 
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,6 +1,5 @@
 //! A Kubernetes namespace of a test: its ServiceAccounts, its tokens, and its pods with everything that a kubelet would do for them.
-// Each test binary compiles this file and uses a part of it.
-#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -2,7 +2,7 @@
 //!
 //! All of it is in the network namespace of that node. A test's own code runs there too, on a thread of its own, so `127.0.0.1` means
 //! the node; what a pod does goes through [`RunningPod`].
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::fs;
 use std::net::SocketAddr;

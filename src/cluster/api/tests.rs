@@ -7,7 +7,7 @@ use kube::client::Body;
 use serde_json::Value;
 
 use super::*;
-use crate::identity::pods::{PodUid, ServiceAccountName};
+use crate::identity::pods::PodUid;
 
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.secret.secret";
 
@@ -25,14 +25,8 @@ fn pod() -> Pod {
     Pod {
         uid: PodUid::new("uid-1"),
         name: "web-1".into(),
-        service_account: ServiceAccountName { namespace: "shop".into(), name: "web".into() },
         addresses: Vec::new(),
-        host_network: false,
-        finished: false,
-        terminating: false,
-        asks: false,
-        prefers_web_identity: false,
-        asked: None,
+        ..crate::fakes::pod("web", "192.0.2.1")
     }
 }
 

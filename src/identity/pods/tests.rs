@@ -6,14 +6,8 @@ fn pod(uid: &str, addresses: &[&str]) -> Pod {
     Pod {
         uid: PodUid::new(uid),
         name: format!("pod-{uid}").into(),
-        service_account: ServiceAccountName { namespace: "shop".into(), name: "web".into() },
         addresses: addresses.iter().map(|address| ip(address)).collect(),
-        host_network: false,
-        finished: false,
-        terminating: false,
-        asks: false,
-        prefers_web_identity: false,
-        asked: None,
+        ..crate::fakes::pod("web", "192.0.2.1")
     }
 }
 

@@ -1,5 +1,4 @@
 //! Addresses that go from pod to pod, ten thousand times.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
 use std::fmt;
