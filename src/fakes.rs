@@ -1,5 +1,7 @@
 //! The two outside doors, in memory: they record, are slow and fail on demand. Feature `testing` only.
 
+pub mod log;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};

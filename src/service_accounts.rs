@@ -152,9 +152,6 @@ fn tell(account: &ServiceAccountName, roles: &Roles) {
         tracing::info!(service_account = %account, code = err.code(), error = %err, "no plan");
     }
     for (plan, asked) in roles.plans().filter_map(|plan| plan.cut_from.map(|asked| (plan, asked))) {
-        tracing::info!(
-            service_account = %account, role.arn = %plan.role, asked_s = asked.as_secs(),
-            "cut to an hour: STS lets no session make another one that lives longer",
-        );
+        plan.tell_cut(asked);
     }
 }

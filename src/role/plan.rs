@@ -176,6 +176,14 @@ impl RolePlan {
         plan
     }
 
+    /// Says in the log that its session is shorter than was asked for.
+    pub fn tell_cut(&self, asked: Duration) {
+        tracing::info!(
+            service_account = %self.account, role.arn = %self.role, asked_s = asked.as_secs(),
+            "cut to an hour: STS lets no session make another one that lives longer",
+        );
+    }
+
     /// The key under which the answer is cached.
     pub fn key(&self) -> PlanKey {
         self.key

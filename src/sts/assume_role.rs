@@ -26,6 +26,9 @@ impl StsClient {
         // Whether base credentials are a session is known here alone; a plan that stands on another has been cut before.
         let limit = if session_token.is_some() { CHAIN_LIMIT } else { Duration::MAX };
         let duration = plan.session_duration.min(limit);
+        if duration < plan.session_duration {
+            plan.tell_cut(plan.session_duration);
+        }
         let signer = Signer::new(
             &keys.access_key_id,
             keys.secret_access_key.expose_secret(),

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::cluster::slim::SlimObject;
+use crate::fakes::log::Log;
 
 /// What the API server does with one request.
 #[derive(Clone)]
@@ -210,21 +211,7 @@ async fn a_server_that_ends_every_watch_at_once_is_not_hammered() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_one_line_in_the_log_and_its_end_another() {
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-
+    let (log, _guard) = Log::listen();
     // A watch that breaks off and comes back is no outage.
     let mut answers =
         vec![list("10", &["a"]), Answer::Whole(200, String::new()), Answer::Open(String::new())];
@@ -233,7 +220,7 @@ async fn an_outage_is_one_line_in_the_log_and_its_end_another() {
     let (mut heard, _, _) = follow_scripted(answers);
     expect(&mut heard, &["listed a", "applied b"]).await;
     sleep(Duration::from_secs(1)).await;
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     assert_eq!(log.matches("watch waits for the API server").count(), 1, "{log}");
     assert!(log.contains("503: <html> bad day"), "{log}");
     assert_eq!(log.matches("watch works again").count(), 1, "{log}");

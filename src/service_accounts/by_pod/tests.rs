@@ -1,6 +1,7 @@
 //! What decides a pod's role is a pod's, a namespace's and a ServiceAccount's; each may change under it.
 
 use super::*;
+use crate::fakes::log::Log;
 use crate::fakes::{account, pod};
 use crate::identity::pods::Pod;
 use crate::policy::Policy;
@@ -215,4 +216,21 @@ fn what_is_kept_of_a_pod_goes_with_it() {
     assert_eq!(node.0.by_pod.made.len(), 1);
     node.0.retain_pods(|_| false);
     assert!(node.0.by_pod.made.is_empty());
+}
+
+#[test]
+fn a_chain_that_is_cut_to_an_hour_is_one_line_in_the_log_for_each_pod() {
+    let (log, _guard) = Log::listen();
+    let node = Node::watched(&["*=*"]);
+    let first = format!("{BASE}first");
+    let (last, longer) = (format!("{BASE}app"), ("rolecall.dev/session-duration", "3h"));
+    node.account(&[("rolecall.dev/role-arn", &first), ("rolecall.dev/assume-role-arn", &last), longer]);
+    assert_eq!([node.role(&wanting("app")), node.role(&wanting("app"))], ["app", "app"]);
+    let said = log.text();
+    assert_eq!(said.matches("cut to an hour").count(), 1, "{said}");
+    assert!(said.contains(&format!("role.arn={last}")) && said.contains("asked_s=10800"), "{said}");
+    // One hop may live as long as its role allows.
+    node.account(&[longer]);
+    assert_eq!(node.role(&wanting("app")), "app");
+    assert_eq!(log.text().matches("cut to an hour").count(), 1, "{}", log.text());
 }

@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::*;
 use crate::emulator::{Config, Emulator, Issuer, IssuerConfig, RoleConfig};
+use crate::fakes::log::Log;
 use crate::identity::pods::ServiceAccountName;
-use crate::role::Defaults;
+use crate::role::{Base, Defaults};
 use crate::sts::Sts;
 use crate::sts::endpoint::Settings;
 use crate::token::BoundToken;
@@ -148,4 +149,20 @@ async fn keys_that_sts_does_not_know_or_that_have_ended_are_spent() {
     world.first(&plan, SignedDuration::from_secs(3601)).await;
     let err = world.second(&plan, first).await.unwrap_err();
     assert!(err.keys_are_spent(), "{err}");
+}
+
+/// As an instance profile's are: the plan cannot know, since a user's own keys may have twelve hours.
+#[tokio::test]
+async fn what_base_credentials_that_are_a_session_cut_to_an_hour_is_told() {
+    let (log, _guard) = Log::listen();
+    let (world, mut plan) = (World::new().await, plan(&[]));
+    let first = world.first(&plan, SignedDuration::ZERO).await;
+    let By::AssumeRole { with, .. } = &mut plan.by else { panic!("{plan:?}") };
+    *with = Base::Agent;
+    plan.session_duration = Duration::from_secs(3 * 3600);
+    let second = world.second(&plan, first).await.unwrap();
+    assert!((3590..=3600).contains(&second.life.as_secs()), "{:?}", second.life);
+    let said = log.text();
+    assert!(said.contains("cut to an hour") && said.contains("asked_s=10800"), "{said}");
+    assert!(said.contains(&format!("role.arn={SECOND}")), "{said}");
 }
