@@ -6,6 +6,7 @@ pub mod api;
 pub mod client;
 pub mod list;
 pub mod node;
+pub mod objects;
 mod review;
 pub mod slim;
 pub mod version;

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::role_source::RoleSourceFlags;
 pub use self::sts_mode::StsMode;
 use crate::identity::authorization::{self, Authorization, Required, TokenSource};
 use crate::policy::Policy;
@@ -134,19 +135,9 @@ pub struct Args {
     /// --sts-mode=assume-role and --role-source=pod-annotation [default: any]
     #[arg(long, env = "ROLECALL_ALLOW_ROLE", value_delimiter = ',')]
     pub allow_role: Vec<String>,
-    /// Whose annotations name the role: service-account, or pod-annotation (kube2iam's and kiam's, on pods and namespaces;
-    /// needs --allow-role).
-    #[arg(long, env = "ROLECALL_ROLE_SOURCE", default_value = "service-account")]
-    pub role_source: String,
-    /// With pod-annotation: what stands before a role's bare name, such as arn:aws:iam::123456789012:role/
-    #[arg(long, env = "ROLECALL_BASE_ROLE_ARN")]
-    pub base_role_arn: Option<String>,
-    /// With pod-annotation: a namespace that has none of the annotations permits nothing, as with kiam.
-    #[arg(long, env = "ROLECALL_NAMESPACE_RESTRICTIONS")]
-    pub namespace_restrictions: bool,
-    /// With pod-annotation: what the entries of kube2iam's allowed-roles are: glob or regexp [default: glob]
-    #[arg(long, env = "ROLECALL_NAMESPACE_RESTRICTION_FORMAT")]
-    pub namespace_restriction_format: Option<String>,
+    /// Whose annotations name the role.
+    #[command(flatten)]
+    pub role_source: RoleSourceFlags,
 }
 
 /// Where the API server is found.
@@ -294,9 +285,6 @@ impl Config {
             session_name,
             allow_role,
             role_source,
-            base_role_arn,
-            namespace_restrictions,
-            namespace_restriction_format,
         } = args;
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let mut mistakes = Vec::new();
@@ -413,13 +401,7 @@ impl Config {
         let session_name =
             Template::parse(&session_name, &node_name, &cluster).map_err(|why| wrong("session-name", why));
         let policy = Policy::parse(&allow_role).map_err(|why| wrong("allow-role", why));
-        let written = role_source::Written {
-            role_source,
-            base_role_arn,
-            namespace_restrictions,
-            namespace_restriction_format,
-        };
-        let source = written.check(policy.as_ref().ok(), &mut wrong);
+        let source = role_source.check(policy.as_ref().ok(), &mut wrong);
         let by_agent = sts_mode.base().is_some();
         let flags = endpoint::Flags {
             url: sts_endpoint_url,

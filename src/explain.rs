@@ -9,16 +9,14 @@ mod today;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use self::today::Tool;
 use self::today::{Has, Today};
-use crate::cluster::{client, list, slim::SlimPod};
-use crate::config::{self, Config, Kube, Mistakes};
-use crate::identity::pods::{Pod, ServiceAccountName};
+use crate::cluster::objects::{NONE, Objects};
+use crate::config::{self, Config, Mistakes, RoleSourceFlags};
+use crate::identity::pods::Pod;
 use crate::role::RoleArn;
 use crate::service_accounts::ServiceAccounts;
 use crate::telemetry::in_full;
@@ -98,28 +96,6 @@ impl Role {
     }
 }
 
-/// The objects that decide.
-struct Objects {
-    namespaces: Vec<Object>,
-    accounts: Vec<Object>,
-    pods: Vec<Pod>,
-    /// Pods that this version cannot read; the agent leaves them out as well.
-    unread: usize,
-}
-
-#[derive(Clone, Deserialize)]
-struct Object {
-    metadata: Metadata,
-}
-
-#[derive(Clone, Deserialize)]
-struct Metadata {
-    name: String,
-    namespace: Option<String>,
-    uid: String,
-    annotations: Option<BTreeMap<String, String>>,
-}
-
 /// Runs the command. 1 if a pod would lose its role or get another one, or if the cluster cannot be read; 64 for bad flags.
 pub fn run(args: Args) -> ExitCode {
     let output = args.output;
@@ -131,7 +107,8 @@ pub fn run(args: Args) -> ExitCode {
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let objects = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(read(&config.kube)));
+    let objects =
+        runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(Objects::read(&config.kube)));
     let told = objects.and_then(|objects| {
         let unread = objects.unread;
         let rows = rows(objects, &today, &config);
@@ -151,7 +128,7 @@ pub fn run(args: Args) -> ExitCode {
 /// The tool as it runs today, and the agent as it is going to.
 fn understood(args: Args) -> Result<(Today, Config), Mistakes> {
     let Args { tool, default_role, disable_strict_namespace_regexp, output: _, mut agent } = args;
-    let mut base = agent.base_role_arn.clone().unwrap_or_default();
+    let mut base = agent.role_source.base_role_arn.clone().unwrap_or_default();
     if tool == Tool::Kube2iam && !base.is_empty() && !base.ends_with('/') {
         base.push('/');
     }
@@ -168,18 +145,18 @@ fn understood(args: Args) -> Result<(Today, Config), Mistakes> {
         tool,
         base,
         default_role: default_role.filter(|role| !role.is_empty()),
-        restricted: agent.namespace_restrictions,
+        restricted: agent.role_source.namespace_restrictions,
         regexp: agent
+            .role_source
             .namespace_restriction_format
             .as_deref()
             .is_some_and(|format| format.eq_ignore_ascii_case("regexp")),
         strict: !disable_strict_namespace_regexp,
     };
-    if agent.role_source != "pod-annotation" {
+    if agent.role_source.role_source != "pod-annotation" {
         // Here they are the tool's alone.
-        agent.base_role_arn = None;
-        agent.namespace_restrictions = false;
-        agent.namespace_restriction_format = None;
+        let role_source = agent.role_source.role_source;
+        agent.role_source = RoleSourceFlags { role_source, ..RoleSourceFlags::default() };
     }
     agent.node_name.get_or_insert_with(|| "explain".into());
     let config = Config::from_args(agent, |name| std::env::var(name).ok());
@@ -190,47 +167,16 @@ fn understood(args: Args) -> Result<(Today, Config), Mistakes> {
     }
 }
 
-async fn read(kube: &Kube) -> anyhow::Result<Objects> {
-    let kubeconfig = match kube {
-        Kube::Kubeconfig(path) => Some(path.as_path()),
-        Kube::InCluster => None,
-    };
-    let client = client::client(&client::config(kubeconfig).await?)?;
-    let namespaces = list::all(&client, "/api/v1/namespaces", true).await;
-    let namespaces = namespaces.context("namespaces cannot be listed")?;
-    let accounts = list::all(&client, "/api/v1/serviceaccounts", true).await;
-    let accounts = accounts.context("ServiceAccounts cannot be listed")?;
-    let listed: Vec<SlimPod> =
-        list::all(&client, "/api/v1/pods", false).await.context("pods cannot be listed")?;
-    let count = listed.len();
-    let pods: Vec<Pod> = listed.into_iter().filter_map(SlimPod::understood).collect();
-    Ok(Objects { namespaces, accounts, unread: count - pods.len(), pods })
-}
-
 fn rows(objects: Objects, today: &Today, config: &Config) -> Vec<Row> {
-    let accounts = ServiceAccounts::new(config.plan.clone());
-    let mut namespaces = BTreeMap::new();
-    for Object { metadata } in objects.namespaces {
-        let (name, annotations) = (Arc::<str>::from(metadata.name), metadata.annotations.unwrap_or_default());
-        accounts.apply_namespace(&name, &annotations);
-        namespaces.insert(name, annotations);
-    }
-    for pod in &objects.pods {
-        // Overwritten by what follows, for those that are there.
-        accounts.absent(&pod.service_account);
-    }
-    for Object { metadata } in objects.accounts {
-        let namespace = metadata.namespace.unwrap_or_default().into();
-        let account = ServiceAccountName { namespace, name: metadata.name.into() };
-        accounts.apply(&account, &metadata.uid, &metadata.annotations.unwrap_or_default());
-    }
-    let none = BTreeMap::new();
+    let accounts = objects.accounts(config.plan.clone());
+    let namespaces: BTreeMap<_, _> =
+        objects.namespaces.iter().map(|one| (one.name(), one.annotations())).collect();
     let mut rows: Vec<Row> = objects
         .pods
         .iter()
         .filter(|pod| pod.live())
         .map(|pod| {
-            let namespace = namespaces.get(pod.namespace()).unwrap_or(&none);
+            let namespace = namespaces.get(pod.namespace()).copied().unwrap_or(&NONE);
             row(pod, today.role(pod, namespace), &accounts)
         })
         .collect();

@@ -47,7 +47,7 @@ enum Command {
     Issuer(issuer::Args),
     /// Before moving in: each pod of the cluster, its role today by another tool, and the one it would get.
     Explain(Box<explain::Args>),
-    /// Which roles the cluster's ServiceAccounts name, as --allow-role flags.
+    /// Which roles the cluster's ServiceAccounts, or with --role-source=pod-annotation its pods, name: as --allow-role flags.
     Roles(roles::Args),
     /// What an issuer of your own needs: discovery document, JWKS, thumbprint, trust policy, IAM's provider.
     Oidc(Box<oidc::Args>),

@@ -1,4 +1,5 @@
-//! `rolecall explain` against a real API server, by one who may list three kinds of objects, and by one who may not.
+//! `rolecall explain`, and `rolecall roles` for pods, against a real API server: by one who may list three kinds of objects, and by one
+//! who may not.
 // clippy.toml allows it in tests, and does not know their helpers for such.
 #![allow(clippy::unwrap_used)]
 
@@ -16,13 +17,18 @@ use apiserver::{ApiServer, Pod};
 const BASE: &str = "arn:aws:iam::111122223333:role/";
 
 fn explain(kubeconfig: &Path, args: &[&str]) -> Output {
+    rolecall("explain", kubeconfig, args)
+}
+
+/// A command of ours that has nothing of this test's environment.
+fn rolecall(subcommand: &str, kubeconfig: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rolecall"));
     for (name, _) in
         std::env::vars().filter(|(name, _)| name.starts_with("ROLECALL_") || name.starts_with("AWS_"))
     {
         command.env_remove(name);
     }
-    command.arg("explain").arg("--kubeconfig").arg(kubeconfig).args(args).output().unwrap()
+    command.arg(subcommand).arg("--kubeconfig").arg(kubeconfig).args(args).output().unwrap()
 }
 
 /// The verdicts of the namespace's pods.
@@ -139,6 +145,32 @@ fn what_the_tools_read_otherwise_than_we_do_is_a_role_to_lose() {
     }
 }
 
+/// What the flags allow is what the agent needs to be content, and nothing more.
+#[test]
+fn the_flags_for_pods_are_those_of_every_role_that_a_pod_names_and_its_namespace_permits() {
+    let (_, reader) = cluster();
+    let pods = ["--role-source", "pod-annotation", "--base-role-arn", BASE];
+    let printed = rolecall("roles", reader, &pods);
+    let flags = String::from_utf8(printed.stdout).unwrap();
+    // A test beside this one has pods of its own.
+    let flags: Vec<&str> = flags.lines().filter(|line| line.contains(" legacy=")).collect();
+    let entries = ["legacy-a", "legacy-b"].map(|role| format!("--allow-role legacy={BASE}{role}"));
+    assert_eq!(flags, entries);
+    let said = String::from_utf8(printed.stderr).unwrap();
+    assert!(said.contains("left out: ") && said.contains("role/legacy-c"), "{said}");
+    assert_eq!(printed.status.code(), Some(1), "a pod is left out, so a script must not go on");
+
+    let flags: Vec<&str> = entries.iter().flat_map(|entry| entry.split(' ')).collect();
+    let output = explain(reader, &[&["--as", "kiam", "--output=json"], &pods[..], &flags].concat());
+    let expected = [("a", "same"), ("b", "same"), ("c", "none"), ("none", "none")];
+    assert_eq!(verdicts(&output, "legacy"), pairs(&expected));
+
+    let typo = rolecall("roles", reader, &["--base-role-arn", BASE]);
+    let said = String::from_utf8(typo.stderr).unwrap();
+    assert!(said.contains("--base-role-arn: means something only with"), "{said}");
+    assert_eq!(typo.status.code(), Some(64));
+}
+
 #[test]
 fn the_table_names_the_reason() {
     let (_, reader) = cluster();
@@ -199,33 +231,41 @@ fn the_page_about_moving_in_can_be_copied() {
     let lines = page
         .lines()
         .map(str::trim)
-        .filter(|line| line.starts_with("kubectl") || line.starts_with("rolecall explain"));
-    let mut explained = 0;
+        .filter(|line| line.starts_with("kubectl") || line.starts_with("rolecall "));
+    let mut read = 0;
     for line in lines {
         if line == from_kube2iam || line.contains("eks.amazonaws.com/role-arn") {
             let words: Vec<&str> = line.split_whitespace().skip(1).collect();
             server.kubectl(&[&words[..], &["--overwrite"]].concat());
-        } else if let Some(line) = line.strip_prefix("rolecall explain --kubeconfig ~/.kube/config ") {
-            let (line, jq) = line.split_once(" | jq ").unwrap_or((line, ""));
-            let words: Vec<String> = line.split_whitespace().map(|word| word.replace('\'', "")).collect();
+        } else if let Some((command, rest)) =
+            line.strip_prefix("rolecall ").and_then(|line| line.split_once(" --kubeconfig ~/.kube/config "))
+        {
+            let words: Vec<String> = rest.split_whitespace().map(|word| word.replace('\'', "")).collect();
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let output = explain(reader, &words);
+            let output = rolecall(command, reader, &words);
             assert!(
                 matches!(output.status.code(), Some(0 | 1)) && !output.stdout.is_empty(),
                 "{line}: {output:?}"
             );
-            if jq.contains(".pods[]") && jq.contains(".namespace") && jq.contains(".today.role") {
-                let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-                let pods = told["pods"].as_array().unwrap();
-                let pod = pods.iter().find(|pod| pod["namespace"] == "legacy" && pod["pod"] == "a").unwrap();
-                assert_eq!(pod["today"]["role"], format!("{BASE}legacy-a"));
-            } else {
-                assert_eq!(jq, "");
-            }
-            explained += 1;
+            read += 1;
+        } else if let Some(rest) = line.strip_prefix("rolecall oidc trust-policy ") {
+            let words = rest.replace("ISSUER_URL", "https://oidc.example.com/a");
+            let mut trust_policy = Command::new(env!("CARGO_BIN_EXE_rolecall"));
+            let output = trust_policy.args(["oidc", "trust-policy"]).args(words.split(' ')).output().unwrap();
+            let policy: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let condition = policy["Statement"][0]["Condition"].to_string();
+            assert!(condition.contains("system:serviceaccount:shop:web"), "{policy}");
+            read += 1;
+        } else {
+            // What is not read here is run by its beginning, before or after.
+            assert!(
+                line.contains("daemonset/rolecall -c agent ROLECALL_ROLE_SOURCE")
+                    || line.contains("daemonset/pod-annotation/"),
+                "{line}"
+            );
         }
     }
-    assert_eq!(explained, 4);
+    assert_eq!(read, 5);
     server.documented_in(
         page,
         "kubectl -n rolecall set env daemonset/rolecall -c agent ROLECALL_ROLE_SOURCE-",

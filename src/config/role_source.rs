@@ -4,18 +4,28 @@ use crate::policy::Policy;
 use crate::role::RoleSource;
 use crate::role::pod_annotation::{Format, Rules};
 
-/// The flags as they were written.
-#[derive(Debug)]
-pub(super) struct Written {
-    pub(super) role_source: String,
-    pub(super) base_role_arn: Option<String>,
-    pub(super) namespace_restrictions: bool,
-    pub(super) namespace_restriction_format: Option<String>,
+// As they were written. A doc comment here would be the help of the command that has them.
+#[allow(missing_docs, reason = "it would be the help of the command")]
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct RoleSourceFlags {
+    /// Whose annotations name the role: service-account, or pod-annotation (kube2iam's and kiam's, on pods and namespaces;
+    /// needs --allow-role).
+    #[arg(long, env = "ROLECALL_ROLE_SOURCE", default_value = "service-account")]
+    pub role_source: String,
+    /// With pod-annotation: what stands before a role's bare name, such as arn:aws:iam::123456789012:role/
+    #[arg(long, env = "ROLECALL_BASE_ROLE_ARN")]
+    pub base_role_arn: Option<String>,
+    /// With pod-annotation: a namespace that has none of the annotations permits nothing, as with kiam.
+    #[arg(long, env = "ROLECALL_NAMESPACE_RESTRICTIONS")]
+    pub namespace_restrictions: bool,
+    /// With pod-annotation: what the entries of kube2iam's allowed-roles are: glob or regexp [default: glob]
+    #[arg(long, env = "ROLECALL_NAMESPACE_RESTRICTION_FORMAT")]
+    pub namespace_restriction_format: Option<String>,
 }
 
-impl Written {
-    /// Who says which role a pod gets; `wrong` is told of each mistake.
-    pub(super) fn check(self, policy: Option<&Policy>, mut wrong: impl FnMut(&str, String)) -> RoleSource {
+impl RoleSourceFlags {
+    /// Who says which role a pod gets; `wrong` is told of each mistake. Without `policy` nobody asks for one.
+    pub(crate) fn check(self, policy: Option<&Policy>, mut wrong: impl FnMut(&str, String)) -> RoleSource {
         let Self { role_source, base_role_arn, namespace_restrictions, namespace_restriction_format } = self;
         let base_role_arn = base_role_arn.filter(|base| !base.is_empty());
         match role_source.as_str() {
@@ -39,7 +49,8 @@ impl Written {
         }
         // Whoever makes pods writes the annotation, and the agent is asked for whatever it says.
         if policy.is_some_and(Policy::allows_anything) {
-            let why = "is required with --role-source=pod-annotation: which namespace may have which role; `*=*` is any";
+            let why = "is required with --role-source=pod-annotation: which namespace may have which role; `*=*` is any. \
+                       `rolecall roles --role-source=pod-annotation` prints the flags for the roles that pods name today";
             wrong("allow-role", why.into());
         }
         let format = match namespace_restriction_format.as_deref() {

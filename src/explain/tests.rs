@@ -1,8 +1,11 @@
 //! From objects to rows and to the table; the API server's part is in `tests/explain.rs`.
 
+use std::sync::Arc;
+
 use clap::Parser;
 
 use super::*;
+use crate::cluster::objects::Object;
 
 const BASE: &str = "arn:aws:iam::111122223333:role/";
 
@@ -14,19 +17,6 @@ struct Cli {
 
 fn parsed(flags: &[&str]) -> Args {
     Cli::try_parse_from(["explain"].iter().chain(flags)).unwrap().args
-}
-
-fn object(namespace: Option<&str>, name: &str, annotations: &[(&str, &str)]) -> Object {
-    let annotations = annotations.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-    let namespace = namespace.map(str::to_owned);
-    Object {
-        metadata: Metadata {
-            name: name.into(),
-            namespace,
-            uid: format!("uid-{name}"),
-            annotations: Some(annotations),
-        },
-    }
 }
 
 fn pod(name: &str, role: Option<&str>) -> Pod {
@@ -47,8 +37,8 @@ fn pod(name: &str, role: Option<&str>) -> Pod {
 fn explained(flags: &[&str], namespace: &[(&str, &str)], account: &[(&str, &str)], pods: &[Pod]) -> Vec<Row> {
     let (today, config) = understood(parsed(flags)).unwrap();
     let objects = Objects {
-        namespaces: vec![object(None, "shop", namespace)],
-        accounts: vec![object(Some("shop"), "web", account)],
+        namespaces: vec![Object::new(None, "shop", namespace)],
+        accounts: vec![Object::new(Some("shop"), "web", account)],
         pods: pods.to_vec(),
         unread: 0,
     };
