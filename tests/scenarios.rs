@@ -21,6 +21,8 @@ mod net;
 mod netns;
 #[path = "support/node_metadata.rs"]
 mod node_metadata;
+#[path = "support/page.rs"]
+mod page;
 #[path = "support/pki.rs"]
 mod pki;
 #[path = "support/process.rs"]
@@ -92,6 +94,8 @@ mod pods_with_tagged_sessions;
 mod regional_call_through_an_https_proxy;
 #[path = "scenarios/roles_anywhere_style_credential_process.rs"]
 mod roles_anywhere_style_credential_process;
+#[path = "scenarios/second_role_by_the_pages_commands.rs"]
+mod second_role_by_the_pages_commands;
 #[path = "scenarios/several_roles_of_one_service_account.rs"]
 mod several_roles_of_one_service_account;
 #[path = "scenarios/sts_at_an_ipv6_literal.rs"]

@@ -396,10 +396,7 @@ impl<'n> Aws<'n> {
         let arn = self.arn(&format!("role/{name}"));
         let role = RoleConfig { arn: arn.clone(), trust_policy: document(trust), ..RoleConfig::default() };
         self.configure(|config| config.roles.push(role));
-        // The emulator judges who is trusted.
-        let all =
-            document(&json!({"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}));
-        let fields = [("RoleName", name), ("AssumeRolePolicyDocument", &all.to_string())];
+        let fields = [("RoleName", name), ("AssumeRolePolicyDocument", &any_trust())];
         self.moto.query("iam", "CreateRole", &fields);
         let policy = document(policy).to_string();
         let fields = [("RoleName", name), ("PolicyName", name), ("PolicyDocument", &policy)];
@@ -419,6 +416,19 @@ impl<'n> Aws<'n> {
             config.roles.push(twin);
         });
         ours(role)
+    }
+
+    /// A role that was made at moto alone, by somebody's commands: the emulator is told whom it trusts. Its ARN.
+    pub fn adopt(&self, name: &str) -> String {
+        let made: Value =
+            serde_json::from_str(&self.moto.aws(&["iam", "get-role", "--role-name", name])).unwrap();
+        let arn = made["Role"]["Arn"].as_str().unwrap().to_owned();
+        let trust_policy = made["Role"]["AssumeRolePolicyDocument"].clone();
+        let role = RoleConfig { arn: arn.clone(), trust_policy, ..RoleConfig::default() };
+        self.configure(|config| config.roles.push(role));
+        let fields = [("RoleName", name), ("PolicyDocument", &any_trust())];
+        self.moto.query("iam", "UpdateAssumeRolePolicy", &fields);
+        arn
     }
 
     /// An IAM user, and its access key's id and secret: `policy` is a statement.
@@ -510,6 +520,11 @@ pub fn knows(name: &str, address: &str) {
     // At its end: others read it meanwhile.
     let mut hosts = std::fs::OpenOptions::new().append(true).open(file).unwrap();
     hosts.write_all(format!("\n{address} {name}\n").as_bytes()).unwrap();
+}
+
+/// For moto: the emulator judges who is trusted.
+fn any_trust() -> String {
+    document(&json!({"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"})).to_string()
 }
 
 /// A policy of one statement, or of several.
