@@ -77,13 +77,13 @@ fn the_flags_are_those_of_every_role_that_the_cluster_names_and_what_is_none_is_
     assert_eq!((line.status.code(), text(&line.stderr)), (Some(0), String::new()));
     let (name, value) = line.stdout.split_at("ROLECALL_ALLOW_ROLE=".len());
     let variables = [(text(name).trim_end_matches('=').to_owned(), text(value).trim().to_owned())];
-    let (code, said) = agent_with(&[patched_variables(), variables.to_vec()].concat());
+    let (code, said) = agent_with(&[patched_variables(PATCH), variables.to_vec()].concat());
     assert_eq!(code, Some(1), "{said}");
 }
 
-/// What the patched manifest gives the agent's container, as a server completes it; `fieldRef` has a word of ours.
-fn patched_variables() -> Vec<(String, String)> {
-    let container = agent_container(&patched());
+/// What the patched manifest gives the agent's container, as a server completes it; `fieldRef` and `secretKeyRef` have a word of ours.
+fn patched_variables(patch: &str) -> Vec<(String, String)> {
+    let container = agent_container(&patched(patch));
     let env = container["env"].as_array().unwrap().iter();
     let word = |one: &Value| one["value"].as_str().map_or("127.0.0.1".into(), str::to_owned);
     let set = env.map(|one| (one["name"].as_str().unwrap().to_owned(), word(one)));
@@ -103,14 +103,15 @@ fn agent_with(variables: &[(String, String)]) -> (Option<i32>, String) {
     ]);
     command.arg("--local-socket").arg(socket.path().join("agent.sock"));
     let output = command.envs(variables.iter().cloned()).output().unwrap();
-    (output.status.code(), text(&output.stderr))
+    (output.status.code(), text(&output.stderr) + &text(&output.stdout))
 }
 
-fn patched() -> Value {
+/// The shipped DaemonSet's pods with that patch, as a server that takes nothing which it does not know completes them.
+fn patched(patch: &str) -> Value {
     let server = ApiServer::shared();
     let daemonset = manifest("daemonset/3-agent.yaml");
     let patched =
-        server.kubectl(&["patch", "--local", "-o=yaml", "-f", &daemonset, "--patch-file", &manifest(PATCH)]);
+        server.kubectl(&["patch", "--local", "-o=yaml", "-f", &daemonset, "--patch-file", &manifest(patch)]);
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
     std::fs::write(&file, patched).unwrap();
     let path = file.path().to_str().unwrap();
@@ -129,7 +130,7 @@ fn the_patch_mounts_the_keys_and_changes_nothing_else() {
     let path = manifest("daemonset/3-agent.yaml");
     let before = server.json(&["apply", "--server-side", "--dry-run=server", "-f", &path]);
     let before = before["spec"]["template"]["spec"].clone();
-    let mut after = patched();
+    let mut after = patched(PATCH);
     let volumes = after["volumes"].as_array_mut().unwrap();
     let place = volumes.iter().position(|volume| volume["name"] == "base-credentials").unwrap();
     let secret = volumes.remove(place)["secret"].clone();
@@ -158,9 +159,91 @@ fn the_patch_mounts_the_keys_and_changes_nothing_else() {
 #[test]
 fn without_allow_role_the_patched_agent_does_not_start_and_says_what_to_do() {
     let _alone = alone();
-    let (code, said) = agent_with(&patched_variables());
+    let (code, said) = agent_with(&patched_variables(PATCH));
     assert_eq!(code, Some(64), "{said}");
     assert!(said.contains("--allow-role: is required") && said.contains("`rolecall roles`"), "{said}");
+}
+
+/// Each file that the page's table offers, and what the agent says of it when it starts.
+#[test]
+fn every_source_has_a_patch_that_fits_the_shipped_agent_and_sets_that_source_up() {
+    let _alone = alone();
+    let secrets = "/var/run/secrets/rolecall.dev";
+    for (patch, source) in [
+        ("environment.yaml", "environment".to_owned()),
+        ("patch.yaml", format!("profile default of {secrets}/base-credentials/credentials")),
+        ("roles-anywhere/patch.yaml", format!("profile default of {secrets}/roles-anywhere/config")),
+        ("container.yaml", "container credentials of http://169.254.170.23/v1/credentials".to_owned()),
+        ("instance-profile.yaml", "instance metadata at http://169.254.169.254".to_owned()),
+    ] {
+        let patch = format!("daemonset/base-credentials/{patch}");
+        let spec = patched(&patch);
+        let container = agent_container(&spec);
+        let mounts: Vec<&str> = container["volumeMounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|mount| mount["mountPath"].as_str().unwrap())
+            .collect();
+        // A server refuses a mount without its volume; that a file is looked for in a mount, it does not know.
+        let mut variables = patched_variables(&patch);
+        for (name, path) in variables.iter().filter(|(_, value)| value.starts_with(secrets)) {
+            assert!(mounts.iter().any(|mount| path.starts_with(&format!("{mount}/"))), "{patch}: {name}");
+        }
+        variables.push(("ROLECALL_ALLOW_ROLE".into(), format!("shop={}", arn("k8s-*"))));
+        let (code, said) = agent_with(&variables);
+        assert!(
+            code == Some(1) && said.contains(&format!("base-credentials=\\\"{source}\\\"")),
+            "{patch}: {said}"
+        );
+    }
+}
+
+#[test]
+fn the_config_of_roles_anywhere_is_a_map_with_what_its_patch_mounts() {
+    let _alone = alone();
+    let path = manifest("daemonset/base-credentials/roles-anywhere/config.yaml");
+    let strict = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", &path];
+    let map = ApiServer::shared().json(&strict);
+    let spec = patched("daemonset/base-credentials/roles-anywhere/patch.yaml");
+    let volumes = spec["volumes"].as_array().unwrap();
+    let sources =
+        &volumes.iter().find(|volume| volume["name"] == "roles-anywhere").unwrap()["projected"]["sources"];
+    assert_eq!(sources[0]["configMap"]["name"], map["metadata"]["name"]);
+    let key = sources[0]["configMap"]["items"][0]["key"].as_str().unwrap();
+    assert!(
+        map["data"][key]
+            .as_str()
+            .unwrap()
+            .starts_with("[default]\ncredential_process = /aws_signing_helper ")
+    );
+}
+
+/// AWS's helper is not here. Another program that is linked to a C library is put in its place, and runs where nothing else is.
+#[test]
+fn the_image_for_roles_anywhere_has_all_that_a_linked_program_loads() {
+    let dockerfile = include_str!("../daemonset/base-credentials/roles-anywhere/Dockerfile");
+    let run = dockerfile.split_once("\nRUN ").unwrap().1.split_once("\n\n").unwrap().0;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let build = |program: &str| {
+        std::fs::copy(program, at("program")).unwrap();
+        // The build's own root is this machine's here, so what it makes is made in a folder.
+        let script = run
+            .replace("\\\n", "\n")
+            .replace("/aws_signing_helper", &at("program"))
+            .replace("/libraries", &at("libraries"))
+            .replace("/helper", &at("image"));
+        Command::new("sh").args(["-c", &script]).output().unwrap()
+    };
+    let built = build("/bin/cat");
+    assert!(built.status.success(), "{}", text(&built.stderr));
+    let chroot = ["--map-root-user", "chroot", &at("image"), &at("program"), "--version"];
+    let ran = Command::new("unshare").args(chroot).output().unwrap();
+    assert!(ran.status.success() && text(&ran.stdout).contains("cat"), "{ran:?}");
+    std::fs::remove_dir_all(at("image")).unwrap();
+    // What is no program at all would be found out on the nodes only.
+    assert!(!build(&manifest("Cargo.toml")).status.success());
 }
 
 /// The commands of docs/base-credentials.md from the Secret on, as they stand there, one after the other; `kubectl rollout status` would wait

@@ -320,3 +320,14 @@ async fn keys_are_kept_while_they_last_and_not_longer() {
     let why = base.current().unwrap_err();
     assert!(matches!(&why, Error::Ended { why, .. } if why == "away"), "{why}");
 }
+
+/// What daemonset/ ships for IAM Roles Anywhere: the agent takes the command apart, and opens the certificate's folder to it.
+#[test]
+fn the_shipped_command_of_roles_anywhere_is_one_without_a_shell() {
+    let map = include_str!("../../daemonset/base-credentials/roles-anywhere/config.yaml");
+    let line = map.lines().find_map(|line| line.trim().strip_prefix("credential_process = ")).unwrap();
+    let command = process::Command::parse(line).unwrap();
+    assert_eq!(command.program(), Path::new("/aws_signing_helper"));
+    let folder = Path::new("/var/run/secrets/rolecall.dev/roles-anywhere");
+    assert_eq!(command.files(), [folder.join("tls.crt"), folder.join("tls.key")]);
+}
