@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::agent::SOON;
 use crate::moto::ACCOUNT;
-use crate::page::{Reader, fenced, section};
+use crate::page::{Reader, commands, section};
 use crate::scenario::{VARIABLES, scenario};
 use crate::sdk::tool;
 
@@ -19,10 +19,10 @@ fn second_role_by_the_pages_commands() {
         let operator = it.namespace("external-secrets", json!({})).await;
         operator.account_with("external-secrets", json!({})).await;
 
-        let mut blocks = fenced(section(PAGE, "## Two hops"));
+        let mut blocks = commands(section(PAGE, "## Two hops"));
         let see = blocks.pop().expect("the page has commands");
         assert_eq!(blocks.len(), 3, "a role, a role, the ServiceAccount: {blocks:?}");
-        blocks.extend(fenced(section(PAGE, "## What the second hop may show")));
+        blocks.extend(commands(section(PAGE, "## What the second hop may show")));
         assert_eq!(blocks.len(), 4, "and the tags");
         // Here is one account. moto's Secrets Manager looks at no resource, and takes `*` alone.
         let here = |script: &str| {

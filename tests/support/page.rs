@@ -21,13 +21,23 @@ pub(crate) fn section<'p>(page: &'p str, heading: &str) -> &'p str {
     &rest[..end.unwrap_or(rest.len())]
 }
 
-/// The blocks of commands in it, between fences.
-pub(crate) fn fenced(text: &str) -> Vec<&str> {
-    text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+/// Its blocks of commands, in their order: those between fences, and the indented ones that begin with a program's name.
+pub(crate) fn commands(text: &str) -> Vec<String> {
+    const PROGRAMS: [&str; 6] = ["aws", "cat", "kubectl", "openssl", "rolecall", "sed"];
+    let is_command = |block: &String| PROGRAMS.contains(&block.split_whitespace().next().unwrap());
+    let mut found = Vec::new();
+    for (number, part) in text.split("```").enumerate() {
+        if number % 2 == 0 {
+            found.extend(indented(part).into_iter().filter(is_command));
+        } else if let Some(block) = part.strip_prefix("sh\n") {
+            found.push(block.to_owned());
+        }
+    }
+    found
 }
 
-/// The indented blocks in it, without their indentation; each may be one command of several lines, or several commands.
-pub(crate) fn indented(text: &str) -> Vec<String> {
+/// The indented blocks, with what is left of their indentation.
+fn indented(text: &str) -> Vec<String> {
     let mut blocks = vec![String::new()];
     for line in text.lines() {
         match line.strip_prefix("    ") {
@@ -36,7 +46,7 @@ pub(crate) fn indented(text: &str) -> Vec<String> {
             None => blocks.push(String::new()),
         }
     }
-    blocks.retain(|block| !block.is_empty());
+    blocks.retain(|block| !block.trim().is_empty());
     blocks
 }
 
@@ -71,6 +81,12 @@ impl Reader {
         let environment =
             environment.with("PATH", std::env::join_paths(path).unwrap()).with("HOME", home.path());
         Self { home, environment }
+    }
+
+    /// The same with one more variable.
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment = self.environment.with(name, value);
+        self
     }
 
     /// A file in the folder.

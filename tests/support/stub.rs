@@ -158,7 +158,8 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Request> {
             continue;
         };
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        let lines = head.lines().map(str::to_ascii_lowercase);
+        let length = lines.filter_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).next();
         if bytes.len() >= end + length.unwrap_or(0) {
             return Ok(Request { head, body: String::from_utf8_lossy(&bytes[end..]).into_owned() });
         }
