@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::agent::{Agent, ROLECALL};
+use crate::agent::{Agent, ROLECALL, SOON};
 use crate::scenario::{allow, scenario};
 
 #[test]
@@ -13,7 +13,10 @@ fn microk8s_default_audience() {
         // What tokens are for that nobody asked anything else of: without --api-audiences, the API server's issuer.
         let audience = &*it.server.issuer();
         it.aws.configure(|aws| aws.issuers[0].audiences = Some(vec![audience.to_owned()]));
-        let trusted = it.aws.trusts(it, "web", audience);
+        let mut trusted = it.aws.trusts(it, "web", audience);
+        let subject = format!("{}:sub", it.aws.issuer);
+        let subjects = ["web", "api"].map(|account| format!("system:serviceaccount:{}:{account}", it.name));
+        trusted["Condition"]["StringEquals"][subject] = json!(subjects);
         let role = it.aws.role("web", &trusted, &allow("kms:Encrypt", "*"));
         // Whoever holds such a token is the ServiceAccount at the API server: it goes to loopback, or over https, and nowhere else.
         let (_, at) = it.aws.open_at("127.0.0.1:0", None);
@@ -47,9 +50,13 @@ fn microk8s_default_audience() {
         let secret = pod.must("kms", "encrypt", &json!({"KeyId": key, "Plaintext": "hunter2"}));
         pod.is_denied_by("kms", "decrypt", &json!({"CiphertextBlob": secret["CiphertextBlob"]}));
 
-        // The role's provider takes no other audience.
+        // The role's provider takes no other audience, though the role trusts this ServiceAccount as well.
         it.account_with("api", json!({"rolecall.dev/role-arn": role})).await;
-        it.pod("api").await.is_refused_with("StsDenied").await;
+        let api = it.pod("api").await;
+        api.is_refused_saying("StsDenied", ": InvalidIdentityToken. ").await;
+        it.annotate("api", json!({"eks.amazonaws.com/audience": audience})).await;
+        let to = "169.254.170.23:9902".parse().unwrap();
+        api.until(to, SOON, |answer| answer.status == 200).await;
         // And nobody gets one that the operator does not allow.
         let asks = json!({"rolecall.dev/role-arn": role, "eks.amazonaws.com/audience": "https://elsewhere"});
         it.account_with("other", asks).await;

@@ -313,9 +313,10 @@ impl App {
         assert_eq!(self.credentials("169.254.170.23:9902".parse().unwrap()).await["RoleArn"], role);
     }
 
-    /// The agent refuses with that code, and the SDK has no credentials.
+    /// The agent refuses with that code, and the SDK has no credentials. `StsDenied` is for what STS itself calls AccessDenied.
     pub async fn is_refused_with(&self, code: &str) {
-        self.is_refused_saying(code, "").await;
+        let why = if code == "StsDenied" { ": AccessDenied. " } else { "" };
+        self.is_refused_saying(code, why).await;
     }
 
     /// The same, and the answer says why.
