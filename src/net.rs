@@ -169,15 +169,18 @@ async fn install_addresses(targets: &Targets, report: &mut Report) -> Result<(),
     let survey = kernel.survey().await?;
     let rules = targets.rules(&survey);
     match rules::apply(&rules).await {
-        Ok(()) => report_rules(&rules, &survey, report),
+        Ok(()) => report_rules(targets, &rules, &survey, report),
         Err(err) => report.failed("rules", err),
     }
     Ok(())
 }
 
 /// One line for each of the things that the rules in force do.
-fn report_rules(rules: &Rules, survey: &Survey, report: &mut Report) {
+fn report_rules(targets: &Targets, rules: &Rules, survey: &Survey, report: &mut Report) {
     report.good("redirect", rules.redirect());
+    if let Some(why) = targets.eks_port_left(survey) {
+        report.warning("redirect", why);
+    }
     if rules.addresses.is_some() {
         report
             .good("address guard", format_args!("uid {} alone answers from our addresses", rules.agent_uid));
@@ -365,7 +368,7 @@ async fn prove_set_up(targets: &Targets, report: &mut Report) -> Result<Vec<IpAd
     match rules::in_force().await {
         Ok(found) => match rules::difference(&rules, &found) {
             None => {
-                report_rules(&rules, &survey, report);
+                report_rules(targets, &rules, &survey, report);
                 report_counts(&rules, &found, report);
             }
             Some(how) => {

@@ -48,6 +48,8 @@ mod two_sts;
 mod annotated_service_account;
 #[path = "scenarios/application_assumes_a_role_itself.rs"]
 mod application_assumes_a_role_itself;
+#[path = "scenarios/beside_eks_pod_identity_agent.rs"]
+mod beside_eks_pod_identity_agent;
 #[path = "scenarios/central_issuer_where_flags_cannot_change.rs"]
 mod central_issuer_where_flags_cannot_change;
 #[path = "scenarios/china_by_its_own_domain.rs"]

@@ -148,6 +148,13 @@ impl Survey {
         }
     }
 
+    /// The link on which somebody else has `ip`, whether we have it too or not.
+    #[must_use]
+    pub fn theirs(&self, ip: IpAddr) -> Option<String> {
+        let theirs = self.addresses.iter().find(|address| address.ip == ip && !self.is_ours(address))?;
+        Some(link_name(&self.links, theirs.link))
+    }
+
     /// The link that our addresses are on, or would be on: ours if it exists, else `lo`.
     #[must_use]
     pub fn home(&self) -> &str {

@@ -138,7 +138,11 @@ async fn faults(targets: &Targets) -> Result<Vec<String>, Error> {
     if let Some(err) = targets.host_pods.as_ref().and_then(|pods| cgroup::check(&pods.cgroup).err()) {
         faults.push(format!("pods on the host network: {err}"));
     }
-    faults.extend(rules::difference(&targets.rules(&survey), &rules::in_force().await?));
+    if let Some(how) = rules::difference(&targets.rules(&survey), &rules::in_force().await?) {
+        // No fault by itself: nothing here is to be put back while the other agent stays.
+        faults.extend(targets.eks_port_left(&survey));
+        faults.push(how);
+    }
     Ok(faults)
 }
 

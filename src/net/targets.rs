@@ -25,7 +25,7 @@ pub(super) struct ListenArgs {
     /// pods ask 169.254.169.254 and fd00:ec2::254 goes there
     #[arg(long, env = "ROLECALL_IMDS_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',')]
     pub(super) imds_listen: Vec<String>,
-    /// Send port 80 of the EKS Pod Identity addresses to the agent too; never beside EKS's own agent
+    /// Send port 80 of the EKS Pod Identity addresses to the agent too, unless somebody else (EKS's own agent) has one of them
     #[arg(long, env = "ROLECALL_REDIRECT_EKS_PORT", value_parser = clap::builder::BoolishValueParser::new())]
     pub(super) redirect_eks_port: bool,
     /// What becomes of pods' requests to the node's instance metadata, 169.254.169.254 and fd00:ec2::254
@@ -128,7 +128,17 @@ impl Targets {
         cgroup::check(&cgroup).is_ok().then_some(HostPods { cgroup, exempt })
     }
 
-    /// The rules that belong on this node. Whoever else holds the ECS address serves its port 80 too: that is not ours to redirect.
+    /// Why `--redirect-eks-port` does nothing on this node, if so.
+    pub(super) fn eks_port_left(&self, survey: &Survey) -> Option<String> {
+        let (ip, link) = eks_port_owner(survey).filter(|_| self.redirect_eks_port)?;
+        Some(format!(
+            "{ip} is on link {link}, not ours, so its port 80 is another agent's (EKS Pod Identity?) and left alone; \
+             drop --redirect-eks-port, or take that agent away"
+        ))
+    }
+
+    /// The rules that belong on this node. Whoever else holds the address of ECS or of EKS serves its port 80 too: that is not ours to
+    /// redirect, or the other agent's pods would ask us.
     pub(super) fn rules(&self, survey: &Survey) -> Rules {
         let port = self.port.filter(|&port| port != 80);
         let listens = |ip: IpAddr| self.listeners.iter().any(|addr| addr.ip() == ip);
@@ -137,7 +147,7 @@ impl Targets {
         let ecs_is_here = matches!(survey.holder(ECS), Holder::Ours { .. } | Holder::Link { .. });
         Rules {
             relative_uri: port.filter(|_| listens(ECS) && ecs_is_ours),
-            eks: port.filter(|_| self.redirect_eks_port),
+            eks: port.filter(|_| self.redirect_eks_port && eks_port_owner(survey).is_none()),
             addresses: self.port,
             imds: self.imds.first().map(SocketAddr::port).filter(|_| ecs_is_here),
             agent_uid: self.run_uid,
@@ -146,6 +156,11 @@ impl Targets {
             host_pods: self.nameable_host_pods(),
         }
     }
+}
+
+/// Who else has one of the addresses whose port 80 the EKS Pod Identity agent serves: which, and on which link.
+fn eks_port_owner(survey: &Survey) -> Option<(IpAddr, String)> {
+    [EKS, EKS_V6].into_iter().find_map(|ip| Some((ip, survey.theirs(ip)?)))
 }
 
 /// One port, of the two addresses that the rule names, beside those of the container credentials.

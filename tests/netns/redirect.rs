@@ -51,6 +51,28 @@ fn port_80_of_the_eks_addresses_is_redirected_only_by_choice() {
 }
 
 #[test]
+fn port_80_of_an_address_that_another_agent_has_stays_its_own() {
+    let Some(node) = Node::new("eks_agent") else { return };
+    let redirect = ["--redirect-eks-port"];
+    let redirected = || ruleset(&node).contains("chain eks_port");
+    let warning = "warning redirect: 169.254.170.23 is on link pod-id-link0, not ours";
+    // It comes after us, and goes; and it is there before us.
+    let said = install(&node, &redirect);
+    assert!(redirected() && !said.contains("warning redirect"), "{said}");
+    their_link(&node);
+    let said = install(&node, &redirect);
+    assert!(!redirected() && said.contains(warning), "{said}");
+    assert!(text(&net(&node, "verify", &redirect)).contains(warning));
+    node.ip("link del pod-id-link0");
+    install(&node, &redirect);
+    assert!(redirected());
+    remove(&node);
+    their_link(&node);
+    let said = install(&node, &redirect);
+    assert!(!redirected() && said.contains(warning), "{said}");
+}
+
+#[test]
 fn another_port_is_redirected_to_as_well() {
     let Some(node) = Node::new("other_port") else { return };
     let pod = node.routed_pod("a", "10.0.1.7", None);

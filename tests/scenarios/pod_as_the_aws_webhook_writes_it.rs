@@ -22,14 +22,20 @@ fn pod_as_the_aws_webhook_writes_it() {
         let args = ["--sts-endpoint-url", &sts, "--require-authorization", "token"];
         let _agent = it.agent(&args).await;
         let flags = flags_of_the_patched_webhook(it).await;
+        let flag = |name: &str| {
+            let value =
+                flags.iter().find_map(|flag| flag.strip_prefix(&format!("--container-credentials-{name}=")));
+            value.unwrap_or_else(|| panic!("no {name}: {flags:?}"))
+        };
+        let written = |account: &str| written(it, account, flag("full-uri"), flag("audience"));
 
         it.account_with("web", json!({"rolecall.dev/role-arn": role})).await;
         it.account_with("api", json!({"rolecall.dev/role-arn": role})).await;
-        let pod = it.start(it, &written(it, "web", &flags)).await;
+        let pod = it.start(it, &written("web")).await;
         let read = pod.must("secretsmanager", "get_secret_value", &json!({"SecretId": secret}));
         assert_eq!(read["SecretString"], "hunter2");
         pod.is_denied_by("secretsmanager", "delete_secret", &json!({"SecretId": secret}));
-        it.start(it, &written(it, "api", &flags)).await.is_refused_with("StsDenied").await;
+        it.start(it, &written("api")).await.is_refused_with("StsDenied").await;
     });
 }
 
@@ -65,24 +71,18 @@ async fn flags_of_the_patched_webhook(it: &Scenario<'_>) -> Vec<String> {
     command.map(|word| word.as_str().unwrap().to_owned()).collect()
 }
 
-/// A pod of `account` after the webhook with these flags and `--aws-default-region`.
-fn written(it: &Scenario<'_>, account: &str, flags: &[String]) -> Value {
-    let flag = |name: &str| {
-        let value =
-            flags.iter().find_map(|flag| flag.strip_prefix(&format!("--container-credentials-{name}=")));
-        value.unwrap_or_else(|| panic!("no {name}: {flags:?}")).to_owned()
-    };
+/// A pod of `account` after the webhook with these two `--container-credentials-…` flags and `--aws-default-region`.
+pub(crate) fn written(it: &Scenario<'_>, account: &str, full_uri: &str, audience: &str) -> Value {
     let mut object = it.object(
         account,
         &[
             ("AWS_DEFAULT_REGION", moto::REGION),
             ("AWS_REGION", moto::REGION),
-            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &flag("full-uri")),
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", full_uri),
             ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", &format!("{FOLDER}/eks-pod-identity-token")),
         ],
     );
-    let token =
-        json!({"audience": flag("audience"), "expirationSeconds": 86400, "path": "eks-pod-identity-token"});
+    let token = json!({"audience": audience, "expirationSeconds": 86400, "path": "eks-pod-identity-token"});
     object["spec"]["containers"][0]["volumeMounts"] =
         json!([{"name": "eks-pod-identity-token", "readOnly": true, "mountPath": FOLDER}]);
     object["spec"]["volumes"] = json!([{"name": "eks-pod-identity-token", "projected": {"sources": [{"serviceAccountToken": token}]}}]);
