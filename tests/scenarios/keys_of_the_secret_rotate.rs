@@ -1,4 +1,4 @@
-//! The keys in the agent's Secret are others from one moment to the next: no restart, and nobody waits for what the old ones were refused.
+//! The keys in the agent's Secret are others from one moment to the next: no restart, and whom the old ones were refused for has its role.
 
 use serde_json::json;
 
@@ -34,7 +34,7 @@ fn keys_of_the_secret_rotate() {
         assert_eq!(read["SecretString"], "hunter2");
         late.is_refused_with("StsDenied").await;
 
-        // The next question is answered with the new keys, though the refusal would have been remembered for longer.
+        // The file is looked at every 5 s. That a refusal of the old keys ends with them, however long it would hold, is the cache's own test.
         secret.write("..2", &new);
         let to = "169.254.170.23:9902".parse().unwrap();
         late.until(to, SOON, |answer| answer.status == 200).await;

@@ -24,7 +24,7 @@ fn minio_style_arn_behind_a_path_prefix() {
         let at = minio.at.parse().unwrap();
         let gateway = Stub::at("127.0.0.1:0", None, Does::Below("/tenants/a/sts", at)).await;
         let sts = format!("http://{}/tenants/a/sts/", gateway.addr);
-        let allowed = format!("{}={}", it.namespace, minio.role);
+        let allowed = format!("{}=arn:minio:iam:::role/*", it.namespace);
         let _agent = it.agent(&["--sts-endpoint-url", &sts, "--allow-role", &allowed]).await;
 
         it.account_with("web", json!({"rolecall.dev/role-arn": minio.role})).await;
@@ -43,7 +43,8 @@ fn minio_style_arn_behind_a_path_prefix() {
         // MinIO's own refusal, and the agent's: MinIO would give its one role to any ServiceAccount.
         it.account_with("typo", json!({"rolecall.dev/role-arn": "arn:minio:iam:::role/nobody-has-this"}))
             .await;
-        it.pod("typo").await.is_refused_with("RoleNotAllowed").await;
+        let why = "STS refused arn:minio:iam:::role/nobody-has-this: ";
+        it.pod("typo").await.comes_to_be_refused_saying("StsDenied", why).await;
         let elsewhere = it.namespace("minio-elsewhere", json!({})).await;
         elsewhere.account_with("web", json!({"rolecall.dev/role-arn": minio.role})).await;
         it.start(&elsewhere, &it.object("web", &variables)).await.is_refused_with("RoleNotAllowed").await;

@@ -35,6 +35,7 @@ fn pod_as_the_aws_webhook_writes_it() {
         let read = pod.must("secretsmanager", "get_secret_value", &json!({"SecretId": secret}));
         assert_eq!(read["SecretString"], "hunter2");
         pod.is_denied_by("secretsmanager", "delete_secret", &json!({"SecretId": secret}));
+        it.pod("web").await.is_refused_with("AuthorizationInvalid").await;
         it.start(it, &written("api")).await.is_refused_with("StsDenied").await;
     });
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::moto;
-use crate::scenario::{allow, scenario};
+use crate::scenario::{VARIABLES, allow, scenario};
 
 const PAGE: &str = include_str!("../../docs/injection.md");
 
@@ -29,6 +29,8 @@ fn variable_by_envfrom() {
         let secret = pod.must("kms", "encrypt", &json!({"KeyId": key, "Plaintext": "hunter2"}));
         pod.is_denied_by("kms", "decrypt", &json!({"CiphertextBlob": secret["CiphertextBlob"]}));
 
+        let plain = [&region[..], &[VARIABLES[0]]].concat();
+        it.start(it, &it.object("web", &plain)).await.is_refused_with("AuthorizationRequired").await;
         it.account_with("api", json!({"rolecall.dev/role-arn": role})).await;
         let mut object = it.object("api", &region);
         object["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "rolecall"}}]);
