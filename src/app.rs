@@ -271,13 +271,15 @@ pub async fn agent(
     drop(drain);
 
     let started = async {
-        // As itself: whoever may not act as its node is to be told so.
-        tokio::try_join!(sts.connect(&config, &api), version::advise(&own, told).map(Ok))?;
+        sts.connect(&config, &api).await?;
         tracing::info!("waiting for the kube API's first list of this node's pods");
         pods.wait_synced().await;
         tracing::info!(pods = pods.len(), "ready");
         std::future::pending::<Result<()>>().await
     };
+    // As itself: whoever may not act as its node is to be told so.
+    let advised = version::advise(&own, told).map(Ok);
+    let started = async { tokio::try_join!(started, advised).map(|_| ()) };
     let signal = tokio::select! {
         signal = shutdown::signalled() => signal?,
         failed = started => return failed,
