@@ -87,6 +87,7 @@ fn the_overlay_redirects_instance_metadata_to_where_the_agent_answers_it() {
         variable(containers[1], "AWS_ENDPOINT_URL_STS").as_deref(),
         Some("http://$(STS_SERVICE_HOST)")
     );
+    assert_eq!(spec["enableServiceLinks"], true, "else the kubelet sets no STS_SERVICE_HOST");
     let service = &overlay["Service/sts"]["spec"];
     assert_eq!(
         (&service["ports"][0]["port"], &service["selector"]),
