@@ -1,6 +1,6 @@
 # `make` lists the targets. Nothing here needs more than Rust; each tier of the tests installs what it needs (as root, on Debian) and says so.
 .DEFAULT_GOAL := help
-.PHONY: help run test unit api netns attack sdk scenarios e2e check deny bench image
+.PHONY: help run test unit api netns attack sdk scenarios e2e older check deny bench image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ scenarios: ## every way to a role, row by row, each to a call of S3, KMS or Secr
 
 e2e: ## a real cluster: kubelet, containerd, CNI, the images, daemonset/
 	tests/run e2e
+
+older: ## Kubernetes 1.27, the oldest that daemonset/local is for; not a part of test, since it is built first
+	tests/run older
 
 check: ## formatting, lints, docs (warnings denied), licences and bans
 	cargo fmt --check

@@ -6,6 +6,8 @@ mod apiserver;
 
 #[path = "manifests/apply.rs"]
 mod apply;
+#[path = "manifests/before_1_30.rs"]
+mod before_1_30;
 #[path = "manifests/injection.rs"]
 mod injection;
 #[path = "manifests/issuer.rs"]

@@ -81,7 +81,8 @@ impl Node {
             TokenSource::Kubernetes | TokenSource::Issuer(_) => server.agent_kubeconfig(name),
             TokenSource::Caller => without_the_right_to_mint(server, name),
         };
-        let kube = client::clients(&client::config(Some(&kubeconfig)).await.unwrap(), Some(name)).unwrap();
+        let config = client::config(Some(&kubeconfig)).await.unwrap();
+        let kube = client::clients(&config, server.as_node(name)).unwrap();
 
         let (metrics, lines) = (Arc::new(Metrics::new()), Written::default());
         let written = Lines::start(lines.clone(), metrics.dropped_lines.clone()).unwrap();

@@ -1,4 +1,4 @@
-//! A cluster on a laptop, Kubernetes 1.34, as daemonset/local makes it: its STS believes the cluster's tokens and has every role, and an
+//! A cluster on a laptop, Kubernetes 1.34 or `KUBERNETES_MINOR`, as daemonset/local makes it: its STS believes the cluster's tokens and has every role, and an
 //! application with nothing but the annotation reads S3 from a service that takes any key, as LocalStack does.
 //!
 //! What no kubelet does here, the scenario does with what stands in the objects: variables, flags, configuration.
@@ -72,6 +72,10 @@ fn local_cluster_with_untouched_manifests() {
             command.env(name, value.replace("http://$(STS_SERVICE_HOST)", &sts));
         }
         let agent = it.agent_by(command, &[]).await;
+        agent.until_it_says(&format!(r#""kubernetes.version":"1.{}""#, it.server.minor)).await;
+        if it.server.minor < 30 {
+            agent.until_it_says("no admission policy limits the tokens that the agent may mint").await;
+        }
 
         let example = concat!(env!("CARGO_MANIFEST_DIR"), "/daemonset/local/example");
         it.server.kubectl(&["apply", "-f", example]);

@@ -1,6 +1,7 @@
 //! Real kube-apiservers with their etcd for one test binary: started by `tests/cluster/up`, gone when the process is.
 //!
 //! No controllers and no kubelet: what they would make (ServiceAccounts, nodes, pod status) is made here, by kubectl.
+//! `KUBERNETES_MINOR` names another version than the tests take by themselves; tests/cluster/README.md says for which tests.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::io::Write;
@@ -16,6 +17,8 @@ use serde_json::{Value, json};
 pub(crate) struct ApiServer {
     /// Kubeconfig, certificates, logs; removed at the end.
     state: PathBuf,
+    /// The 36 of Kubernetes 1.36.
+    pub(crate) minor: u32,
     /// May the agent impersonate its node here?
     pub(crate) impersonation: bool,
     /// Set once the policy about tokens is in force.
@@ -45,7 +48,15 @@ impl ApiServer {
     /// When it cannot run: a test that needs it then fails, and is not skipped.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start("1.36", "t", "", "", &["1-namespace.yaml", "2-rbac.yaml"]))
+        SHARED.get_or_init(|| {
+            let minor = chosen("1.36");
+            let manifests: &[&str] = match number(&minor) {
+                36.. => &["1-namespace.yaml", "2-rbac.yaml"],
+                32.. => &["1-namespace.yaml", "before-1.36"],
+                _ => &["local"],
+            };
+            Self::start(&minor, "t", "", "", manifests)
+        })
     }
 
     /// The other one of this process: a Kubernetes without constrained impersonation.
@@ -66,10 +77,10 @@ impl ApiServer {
         })
     }
 
-    /// One more of that version, of a cluster on a laptop: all that it has is what daemonset/local makes.
+    /// One more of that version, or of the chosen one, of a cluster on a laptop: all that it has is what daemonset/local makes.
     pub(crate) fn local() -> &'static Self {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start("1.34", "l", "", "", &["local"]))
+        SHARED.get_or_init(|| Self::start(&chosen("1.34"), "l", "", "", &["local"]))
     }
 
     /// One that issues tokens of `issuer`, by the flags of step 3 of docs/oidc.md.
@@ -129,8 +140,9 @@ impl ApiServer {
             .expect("bash runs");
         let up = cluster("up").arg("apiserver-only").output().expect("bash runs");
         assert!(up.status.success(), "no API server to test with: {}", String::from_utf8_lossy(&up.stderr));
-        let impersonation = minor == "1.36";
-        let server = Self { state, impersonation, in_force: OnceLock::new(), _undertaker: undertaker };
+        let minor = number(minor);
+        let impersonation = minor >= 36;
+        let server = Self { state, minor, impersonation, in_force: OnceLock::new(), _undertaker: undertaker };
         // What an installation has: the agent's namespace, ServiceAccount and rights, from the files that ship.
         for file in manifests {
             let mut file = format!("{}/daemonset/{file}", env!("CARGO_MANIFEST_DIR"));
@@ -144,6 +156,11 @@ impl ApiServer {
         }
         server.until_agent_may(&["watch", "serviceaccounts", "-A"]);
         server
+    }
+
+    /// The node that its agent is to ask as: none where Kubernetes cannot let it.
+    pub(crate) fn as_node<'n>(&self, node: &'n str) -> Option<&'n str> {
+        self.impersonation.then_some(node)
     }
 
     /// The administrator's kubeconfig.
@@ -429,6 +446,16 @@ impl ApiServer {
         let discovery: Value = serde_json::from_str(&discovery).expect("the server answers JSON");
         discovery["issuer"].as_str().expect("an issuer").to_owned()
     }
+}
+
+/// The Kubernetes that whoever runs the tests has named, or `usual`.
+fn chosen(usual: &str) -> String {
+    std::env::var("KUBERNETES_MINOR").ok().filter(|minor| !minor.is_empty()).unwrap_or_else(|| usual.into())
+}
+
+/// The 36 of 1.36.
+fn number(minor: &str) -> u32 {
+    minor.strip_prefix("1.").and_then(|minor| minor.parse().ok()).expect("KUBERNETES_MINOR is like 1.36")
 }
 
 fn uid(object: &Value) -> String {

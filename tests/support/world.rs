@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use rolecall::emulator::{Bound, Config, Emulator, Fault, IssuerConfig, RoleConfig, Tls};
 use serde_json::{Value, json};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, ROLECALL};
 use crate::apiserver::ApiServer;
 use crate::gateway::Gateway;
 use crate::net;
@@ -65,7 +65,7 @@ impl World {
             let (emulator, sts) = serve_sts(&node, server, &format!("{NODE_IP}:0"), None);
             let kubeconfig = server.agent_kubeconfig("node");
             let args = [crate::AGENT, &["--sts-endpoint-url", &sts]].concat();
-            let agent = Agent::start(&node, "node", &kubeconfig, &args);
+            let agent = start_agent(&node, server, "node", &kubeconfig, &args);
             agent.until_ready().await;
             (server, emulator, sts, agent)
         });
@@ -76,6 +76,13 @@ impl World {
     fn number(&self) -> u16 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// The agent with the word about its rights that stands in the manifests for that Kubernetes.
+fn start_agent(node: &Node, server: &ApiServer, name: &str, kubeconfig: &Path, args: &[&str]) -> Agent {
+    let mut command = node.command(ROLECALL);
+    command.env("ROLECALL_IMPERSONATE_NODE", server.impersonation.to_string());
+    Agent::start_by(command, name, &format!("/run/{name}.sock"), kubeconfig, args)
 }
 
 /// An STS that believes the API server's keys, on a thread inside the node for as long as this process lives.
@@ -189,7 +196,7 @@ impl Case {
     pub async fn agent(&self, node: &str, kubeconfig: &Path, args: &[&str]) -> (Agent, SocketAddr) {
         let at = format!("{NODE_IP}:{}", 10_000 + self.world.number());
         let args = [&["--listen", &at, "--metrics-listen", "127.0.0.1:0"], args].concat();
-        let agent = Agent::start(&self.world.node, node, kubeconfig, &args);
+        let agent = start_agent(&self.world.node, self.world.server, node, kubeconfig, &args);
         agent.until_page("/livez", |status, _| status == 200).await;
         (agent, at.parse().unwrap())
     }
