@@ -9,6 +9,8 @@
 mod agent;
 #[path = "support/apiserver.rs"]
 mod apiserver;
+#[path = "support/aws.rs"]
+mod aws;
 #[path = "support/http.rs"]
 mod http;
 #[path = "support/issuer.rs"]

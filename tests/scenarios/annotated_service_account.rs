@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::scenario::{VARIABLES, allow, scenario};
+use crate::aws::allow;
+use crate::scenario::{VARIABLES, scenario};
 
 const README: &str = include_str!("../../README.md");
 

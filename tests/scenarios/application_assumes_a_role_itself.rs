@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::scenario::{allow, scenario};
+use crate::aws::allow;
+use crate::scenario::scenario;
 
 #[test]
 fn application_assumes_a_role_itself() {

@@ -5,11 +5,12 @@
 
 use serde_json::{Value, json};
 
+use crate::aws::allow;
 use crate::moto::ACCOUNT;
 use crate::net;
 use crate::pod_as_the_aws_webhook_writes_it::written;
 use crate::roles_anywhere_style_credential_process::session_of;
-use crate::scenario::{allow, scenario};
+use crate::scenario::scenario;
 use crate::stub::{Does, Stub};
 
 #[test]

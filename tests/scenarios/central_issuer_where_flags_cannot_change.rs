@@ -5,8 +5,9 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use crate::aws::allow;
 use crate::issuer::{self, Issuer};
-use crate::scenario::{allow, scenario};
+use crate::scenario::scenario;
 use rolecall::emulator::IssuerConfig;
 
 const KEY: &str = include_str!("../oidc/rsa.key");

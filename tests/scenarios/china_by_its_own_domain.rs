@@ -3,7 +3,8 @@
 
 use serde_json::json;
 
-use crate::scenario::{allow, scenario_in};
+use crate::aws::allow;
+use crate::scenario::scenario_in;
 use crate::tunnel::Tunnel;
 
 const STS: &str = "sts.cn-north-1.amazonaws.com.cn";

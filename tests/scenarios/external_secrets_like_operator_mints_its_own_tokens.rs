@@ -5,7 +5,8 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
-use crate::scenario::{VARIABLES, allow, scenario};
+use crate::aws::allow;
+use crate::scenario::{VARIABLES, scenario};
 
 #[test]
 fn external_secrets_like_operator_mints_its_own_tokens() {

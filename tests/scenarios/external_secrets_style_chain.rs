@@ -4,8 +4,9 @@
 use serde_json::json;
 
 use crate::agent::SOON;
+use crate::aws::allow;
 use crate::http::Answer;
-use crate::scenario::{VARIABLES, allow, scenario};
+use crate::scenario::{VARIABLES, scenario};
 
 #[test]
 fn external_secrets_style_chain() {

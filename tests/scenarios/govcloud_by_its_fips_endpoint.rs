@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::scenario::{allow, scenario_in};
+use crate::aws::allow;
+use crate::scenario::scenario_in;
 use crate::tunnel::Tunnel;
 
 /// With FIPS or without.

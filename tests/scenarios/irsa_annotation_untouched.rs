@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::scenario::{allow, scenario};
+use crate::aws::allow;
+use crate::scenario::scenario;
 
 #[test]
 fn irsa_annotation_untouched() {

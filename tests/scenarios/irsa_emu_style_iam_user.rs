@@ -8,8 +8,9 @@ use rolecall::emulator::Emulator;
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, ROLECALL};
+use crate::aws::allow;
 use crate::moto::ACCOUNT;
-use crate::scenario::{Scenario, allow, scenario};
+use crate::scenario::{Scenario, scenario};
 
 /// The agent's mounted Secret, which is replaced as the kubelet does it: the file is a link through `..data`, and that link is renamed.
 pub(crate) struct Secret(tempfile::TempDir);

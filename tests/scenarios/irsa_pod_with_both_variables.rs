@@ -6,7 +6,8 @@ use std::io::Write;
 use serde_json::json;
 
 use crate::agent::{SOON, until};
-use crate::scenario::{VARIABLES, allow, scenario};
+use crate::aws::allow;
+use crate::scenario::{VARIABLES, scenario};
 
 #[test]
 fn irsa_pod_with_both_variables() {

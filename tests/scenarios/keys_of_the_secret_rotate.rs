@@ -3,8 +3,9 @@
 use serde_json::json;
 
 use crate::agent::SOON;
+use crate::aws::allow;
 use crate::irsa_emu_style_iam_user::{Secret, agent, assumes_k8s_roles, trusts, without_tokens};
-use crate::scenario::{allow, scenario};
+use crate::scenario::scenario;
 
 #[test]
 fn keys_of_the_secret_rotate() {

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::aws::allow;
 use crate::moto;
-use crate::scenario::{Scenario, VARIABLES, allow, scenario};
+use crate::scenario::{Scenario, VARIABLES, scenario};
 
 fn wants(it: &Scenario, account: &str, role: &str) -> Value {
     let mut object = it.object(account, &VARIABLES);

@@ -6,7 +6,8 @@ use rolecall::emulator::IssuerConfig;
 use serde_json::json;
 
 use crate::apiserver::ApiServer;
-use crate::scenario::{allow, scenario_on};
+use crate::aws::allow;
+use crate::scenario::scenario_on;
 use crate::site::{Site, ca_file, oidc};
 
 /// On the scenario's own node, whose loopback is nobody else's.

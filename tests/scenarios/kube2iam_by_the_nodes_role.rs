@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::agent::ROLECALL;
+use crate::aws::allow;
 use crate::moto::ACCOUNT;
 use crate::roles_anywhere_style_credential_process::session_of;
-use crate::scenario::{Scenario, VARIABLES, allow, scenario};
+use crate::scenario::{Scenario, VARIABLES, scenario};
 use crate::site::{Page, Site};
 
 fn wants(it: &Scenario, account: &str, annotations: Value) -> Value {

@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
+use crate::aws::allow;
 use crate::moto;
 use crate::net;
-use crate::scenario::{Scenario, allow, scenario};
+use crate::scenario::{Scenario, scenario};
 
 /// Where the SDK finds KMS, as in every pod that kube2iam served. Nothing of it leads to credentials.
 const REGION: [(&str, &str); 1] = [("AWS_DEFAULT_REGION", moto::REGION)];

@@ -4,7 +4,8 @@
 use serde_json::json;
 
 use crate::agent::{Agent, ROLECALL, SOON};
-use crate::scenario::{allow, scenario};
+use crate::aws::allow;
+use crate::scenario::scenario;
 
 #[test]
 fn microk8s_default_audience() {

@@ -5,8 +5,9 @@
 
 use serde_json::{Value, json};
 
+use crate::aws::allow;
 use crate::moto;
-use crate::scenario::{Scenario, allow, scenario};
+use crate::scenario::{Scenario, scenario};
 
 const PAGE: &str = include_str!("../../docs/injection.md");
 const FOLDER: &str = "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount";

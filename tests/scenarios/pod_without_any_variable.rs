@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
+use crate::aws::allow;
 use crate::net;
 use crate::netns::Node;
 use crate::node_metadata::Metadata;
-use crate::scenario::{Scenario, allow, scenario};
+use crate::scenario::{Scenario, scenario};
 
 const IMDS: [&str; 2] = ["--imds-listen", "169.254.170.2:9904,[fd00:ec2::23]:9904"];
 

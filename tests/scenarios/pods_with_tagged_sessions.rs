@@ -5,8 +5,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
 use crate::agent::SOON;
+use crate::aws::allow;
 use crate::http;
-use crate::scenario::{allow, scenario};
+use crate::scenario::scenario;
 
 /// Where the agent is scraped.
 const METRICS: &str = "127.0.0.1:9903";

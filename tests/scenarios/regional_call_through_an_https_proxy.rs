@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use crate::agent::{SOON, until};
-use crate::scenario::{allow, scenario};
+use crate::aws::allow;
+use crate::scenario::scenario;
 use crate::tunnel::Tunnel;
 
 const STS: &str = "sts.eu-central-1.amazonaws.com";

@@ -10,8 +10,9 @@ use aws_sdk_sts::types::Credentials as Session;
 use serde_json::json;
 
 use crate::agent::ROLECALL;
+use crate::aws::allow;
 use crate::moto::{ACCOUNT, REGION};
-use crate::scenario::{allow, scenario};
+use crate::scenario::scenario;
 
 /// A session of `role`, as the user with these keys gets it of STS.
 pub(crate) async fn session_of(role: &str, (id, secret): (String, String), sts: &str) -> Session {

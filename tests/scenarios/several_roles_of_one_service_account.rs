@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::agent::SOON;
-use crate::scenario::{App, VARIABLES, allow, scenario};
+use crate::aws::allow;
+use crate::scenario::{App, VARIABLES, scenario};
 
 #[test]
 fn several_roles_of_one_service_account() {

@@ -3,9 +3,10 @@
 
 use serde_json::json;
 
+use crate::aws::allow;
 use crate::netns::NODE_IP_V6;
 use crate::pki::Authority;
-use crate::scenario::{allow, scenario};
+use crate::scenario::scenario;
 use crate::stub::{Does, Stub};
 
 #[test]

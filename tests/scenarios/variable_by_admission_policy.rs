@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use crate::apiserver::ApiServer;
-use crate::scenario::{Scenario, allow, scenario, scenario_on};
+use crate::aws::allow;
+use crate::scenario::{Scenario, scenario, scenario_on};
 
 const PAGE: &str = include_str!("../../docs/injection.md");
 

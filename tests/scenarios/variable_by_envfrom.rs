@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
+use crate::aws::allow;
 use crate::moto;
-use crate::scenario::{VARIABLES, allow, scenario};
+use crate::scenario::{VARIABLES, scenario};
 
 const PAGE: &str = include_str!("../../docs/injection.md");
 

@@ -4,8 +4,9 @@
 use serde_json::json;
 
 use crate::agent::{SOON, until};
+use crate::aws::allow;
 use crate::pki::{Authority, put};
-use crate::scenario::{allow, knows, scenario};
+use crate::scenario::{knows, scenario};
 use crate::stub::acceptor;
 
 const NAME: &str = "sts.internal.example";

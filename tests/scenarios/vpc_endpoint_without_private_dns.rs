@@ -4,9 +4,10 @@
 use serde_json::json;
 
 use crate::agent::ROLECALL;
+use crate::aws::allow;
 use crate::netns::NODE_IP;
 use crate::pki::Authority;
-use crate::scenario::{allow, knows, scenario};
+use crate::scenario::{knows, scenario};
 use crate::stub::acceptor;
 
 const NAME: &str = "vpce-0123456789abcdef0-abcdefgh.sts.eu-central-1.vpce.amazonaws.com";
