@@ -8,7 +8,9 @@ pub(crate) fn parse(text: &str) -> Option<Uri> {
     let (authority, host) = (url.authority()?.as_str(), url.host()?);
     let address = authority.rsplit_once('@').map_or(authority, |(_, address)| address);
     let named = address.len() > host.len();
-    (!text.contains('#') && (!named || url.port_u16().is_some())).then_some(url)
+    // A variable that the kubelet knew nothing of, such as that of a Service which is made later: it leaves `$(NAME)` as it is.
+    let filled_in = !host.contains('$');
+    (filled_in && !text.contains('#') && (!named || url.port_u16().is_some())).then_some(url)
 }
 
 #[cfg(test)]
@@ -22,8 +24,16 @@ mod tests {
         {
             assert!(parse(good).is_some(), "{good}");
         }
-        for bad in ["http://x:bad", "http://x:99999", "http://x:", "https://x#y", "http://me@x:bad", "/x", ""]
-        {
+        for bad in [
+            "http://x:bad",
+            "http://x:99999",
+            "http://x:",
+            "https://x#y",
+            "http://me@x:bad",
+            "/x",
+            "",
+            "http://$(X)",
+        ] {
             assert!(parse(bad).is_none(), "{bad}");
         }
     }
