@@ -31,7 +31,7 @@ fn each_gets_its_own(node: &Node, pods: [(&str, &Namespace, [&str; 2]); 2]) {
         agent.set(&pods.map(|(name, _, addresses)| shown(name, &addresses)));
         for (family, to) in [V4, V6, V4, V6].into_iter().enumerate() {
             for (name, pod, addresses) in pods {
-                assert_eq!(account(&ask(pod, addresses[family % 2], to)), name);
+                assert_eq!(account(&settled(pod, addresses[family % 2], to)), name);
             }
         }
     });
@@ -68,7 +68,7 @@ fn a_token_names_a_pod_on_the_host_network_and_no_pod_whose_link_names_it() {
             assert_eq!(account(&ask_with(&pods, &a, from, to)), "a");
             refused(&ask_with(&hosts, &a, from, to), 403, "SourceMismatch");
             refused(&ask_with(&pods, &node, of_the_host, to), 403, "SourceMismatch");
-            refused(&ask(&node, of_the_host, to), 403, "CallerNotIdentified");
+            refused(&settled(&node, of_the_host, to), 403, "CallerNotIdentified");
         }
     });
 }
@@ -99,8 +99,8 @@ fn a_bridged_pod_that_is_redirected_from_port_80_is_known() {
     }
     with_agent(&node, |agent| {
         agent.set(&[shown("a", &["10.0.2.7", "fd00:2::7"])]);
-        assert_eq!(account(&ask(&a, "10.0.2.7", "169.254.170.23:80")), "a");
-        assert_eq!(account(&ask(&a, "fd00:2::7", "[fd00:ec2::23]:80")), "a");
+        assert_eq!(account(&settled(&a, "10.0.2.7", "169.254.170.23:80")), "a");
+        assert_eq!(account(&settled(&a, "fd00:2::7", "[fd00:ec2::23]:80")), "a");
     });
 }
 
@@ -111,7 +111,7 @@ fn a_new_pod_needs_no_published_address_and_no_watch() {
     let _process = Process::of(&uid("new"), &new);
     with_agent(&node, |agent| {
         agent.set(&[shown("new", &[])]);
-        assert_eq!(account(&ask(&new, "10.0.1.7", V4)), "new");
+        assert_eq!(account(&settled(&new, "10.0.1.7", V4)), "new");
     });
 }
 
@@ -128,7 +128,7 @@ fn a_link_that_asks_for_too_many_walks_waits_and_its_neighbour_does_not() {
             (answer.status != 403).then_some(answer)
         });
         refused(&busy.expect("an end to its patience"), 503, "Overloaded");
-        assert_eq!(account(&ask(&a, "10.0.1.8", V4)), "a");
+        assert_eq!(account(&settled(&a, "10.0.1.8", V4)), "a");
     });
 }
 
@@ -140,9 +140,9 @@ fn processes_of_nobody_are_passed_over_and_a_dead_witness_is_replaced() {
     let (first, _second) = (Process::of(&uid("a"), &a), Process::of(&uid("a"), &a));
     with_agent(&node, |agent| {
         agent.set(&[shown("a", &["10.0.1.7"])]);
-        assert_eq!(account(&ask(&a, "10.0.1.7", V4)), "a");
+        assert_eq!(account(&settled(&a, "10.0.1.7", V4)), "a");
         drop(first);
-        assert_eq!(account(&ask(&a, "10.0.1.7", V4)), "a");
+        assert_eq!(account(&settled(&a, "10.0.1.7", V4)), "a");
     });
 }
 
@@ -153,11 +153,11 @@ fn a_second_pods_process_beside_a_known_witness_is_noticed() {
     let _first = Process::of(&uid("a"), &a);
     with_agent(&node, |agent| {
         agent.set(&[shown("a", &["10.0.1.7"]), shown("b", &[])]);
-        assert_eq!(account(&ask(&a, "10.0.1.7", V4)), "a");
+        assert_eq!(account(&settled(&a, "10.0.1.7", V4)), "a");
         let _second = Process::of(&uid("b"), &a);
         let joined = Instant::now();
         let answer = loop {
-            let answer = ask(&a, "10.0.1.7", V4);
+            let answer = settled(&a, "10.0.1.7", V4);
             assert!(joined.elapsed() < Duration::from_secs(20), "never noticed");
             if answer.status != 200 {
                 break answer;
@@ -176,7 +176,7 @@ fn a_cable_that_leads_to_another_namespace_now_is_not_the_pods_any_more() {
     let elsewhere = node.detached("elsewhere");
     with_agent(&node, |agent| {
         agent.set(&[shown("a", &["10.0.1.7"])]);
-        assert_eq!(account(&ask(&a, "10.0.1.7", V4)), "a");
+        assert_eq!(account(&settled(&a, "10.0.1.7", V4)), "a");
         a.ip(&format!("link set eth0 netns {}", elsewhere.name()));
         for line in [
             "address add 10.0.1.7/32 dev eth0",
@@ -187,7 +187,7 @@ fn a_cable_that_leads_to_another_namespace_now_is_not_the_pods_any_more() {
             elsewhere.ip(line);
         }
         node.ip("address replace 169.254.1.1/32 dev veth1");
-        refused(&ask(&elsewhere, "10.0.1.7", V4), 403, "CallerNotIdentified");
+        refused(&settled(&elsewhere, "10.0.1.7", V4), 403, "CallerNotIdentified");
     });
 }
 
@@ -231,9 +231,9 @@ fn an_address_that_two_handed_over_pods_have_is_nobodys() {
         for pod in [&attacker, &victim] {
             let mac = mac(pod);
             node.ip(&format!("neighbour replace 10.0.2.7 lladdr {mac} dev host0 nud reachable"));
-            refused(&ask(pod, "10.0.2.7", V4), 403, "CallerAmbiguous");
+            refused(&settled(pod, "10.0.2.7", V4), 403, "CallerAmbiguous");
         }
-        assert_eq!(account(&ask(&attacker, "10.0.2.8", V4)), "b");
+        assert_eq!(account(&settled(&attacker, "10.0.2.8", V4)), "b");
     });
 }
 
@@ -248,11 +248,11 @@ fn an_outsider_under_the_address_of_a_handed_over_pod_gets_nothing() {
     outsider.ip("address add 10.0.2.7/24 dev eth0");
     with_agent(&node, |agent| {
         agent.set(&[shown("a", &["10.0.2.7"])]);
-        assert_eq!(account(&ask(&victim, "10.0.2.7", V4)), "a");
+        assert_eq!(account(&settled(&victim, "10.0.2.7", V4)), "a");
         let mac = mac(&outsider);
         node.ip(&format!("neighbour replace 10.0.2.7 lladdr {mac} dev host0 nud reachable"));
-        refused(&ask(&outsider, "10.0.2.7", V4), 403, "SourceMismatch");
-        refused(&ask(&outsider, "10.0.2.8", V4), 403, "CallerNotIdentified");
+        refused(&settled(&outsider, "10.0.2.7", V4), 403, "SourceMismatch");
+        refused(&settled(&outsider, "10.0.2.8", V4), 403, "CallerNotIdentified");
     });
 }
 
@@ -276,7 +276,7 @@ fn docker_in_a_pod_gets_the_pods_keys_in_both_shapes() {
             let inner = inner(&node, pod, number);
             let nested = format!("{}/docker/{:064x}\n", cgroup(&uid(name)).trim_end(), 9);
             let _container = Process::start(&inner, &nested);
-            assert_eq!(account(&ask(&inner, "172.17.0.2", V4)), *name, "{ip}");
+            assert_eq!(account(&settled(&inner, "172.17.0.2", V4)), *name, "{ip}");
         }
     });
 }
@@ -291,7 +291,7 @@ fn an_address_that_a_pod_forwards_untranslated_is_not_its_own() {
     node.ip("route add 172.17.0.2/32 via 10.0.1.7 dev veth1 onlink");
     with_agent(&node, |agent| {
         agent.set(&[shown("a", &["10.0.1.7"])]);
-        refused(&ask(&inner, "172.17.0.2", V4), 403, "SourceMismatch");
+        refused(&settled(&inner, "172.17.0.2", V4), 403, "SourceMismatch");
     });
 }
 

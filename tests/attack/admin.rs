@@ -29,7 +29,7 @@ fn a_link_that_is_moved_to_where_no_pod_is_belongs_to_nobody() {
     let empty = node.detached("empty");
     with_agent(&node, |agent| {
         agent.set(&[shown("a", &["10.0.2.7", "fd00:2::7"]), shown("b", &["10.0.2.8", "fd00:2::8"])]);
-        assert_eq!(account(&ask(&b, "10.0.2.8", V4)), "b");
+        assert_eq!(account(&settled(&b, "10.0.2.8", V4)), "b");
         move_link(&b, &empty, &["10.0.2.7/24", "10.0.2.8/24", "fd00:2::7/64", "fd00:2::8/64"]);
         for (from, to) in [("10.0.2.8", V4), ("10.0.2.7", V4), ("fd00:2::8", V6), ("fd00:2::7", V6)] {
             refused(&settled(&empty, from, to), 403, "CallerNotIdentified");
@@ -47,7 +47,7 @@ fn a_link_that_is_moved_within_the_pod_is_still_the_pods() {
         agent.set(&[shown("a", &["10.0.2.7", "fd00:2::7"]), shown("b", &["10.0.2.8", "fd00:2::8"])]);
         move_link(&b, &inside, &["10.0.2.7/24", "10.0.2.8/24", "fd00:2::7/64", "fd00:2::8/64"]);
         for (own, victims, to) in [("10.0.2.8", "10.0.2.7", V4), ("fd00:2::8", "fd00:2::7", V6)] {
-            assert_eq!(account(&ask(&inside, own, to)), "b");
+            assert_eq!(account(&settled(&inside, own, to)), "b");
             refused(&settled(&inside, victims, to), 403, "SourceMismatch");
         }
     });

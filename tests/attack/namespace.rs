@@ -24,8 +24,8 @@ fn a_child_cgroup_named_for_a_victim_names_its_maker() {
                 format!("kubepods/besteffort/pod{victim}/x"),
             ] {
                 let _process = Process::start(pod, &format!("{}/{child}\n", cgroup(&uid("b")).trim_end()));
-                assert_eq!(account(&ask(pod, own, V4)), "b", "{child}");
-                assert_eq!(account(&ask(pod, own6, V6)), "b", "{child}");
+                assert_eq!(account(&settled(pod, own, V4)), "b", "{child}");
+                assert_eq!(account(&settled(pod, own6, V6)), "b", "{child}");
             }
         }
     });

@@ -32,8 +32,8 @@ fn an_address_reused_at_once_names_the_new_pod_while_the_watch_shows_the_old_one
         let process = Process::of(&uid("a"), &old);
         with_agent(&node, |agent| {
             agent.set(&[shown("a", &[ip, ipv6])]);
-            assert_eq!(account(&ask(&old, ip, V4)), "a");
-            assert_eq!(account(&ask(&old, ipv6, V6)), "a");
+            assert_eq!(account(&settled(&old, ip, V4)), "a");
+            assert_eq!(account(&settled(&old, ipv6, V6)), "a");
             drop(process);
             drop(old);
             let new = make("b");

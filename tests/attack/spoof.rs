@@ -69,7 +69,7 @@ impl Bridge {
     }
 
     fn the_victim_is_served(&self) {
-        assert_eq!(account(&ask(&self.victim, self.family.victim, self.family.to)), "a");
+        assert_eq!(account(&settled(&self.victim, self.family.victim, self.family.to)), "a");
     }
 }
 
@@ -112,7 +112,7 @@ fn a_spoofer_whose_victim_is_gone_is_itself_also_when_nobody_claims_the_address(
         let Bridge { node, victim, attacker, process_of_victim, .. } = bridge;
         with_agent(&node, |agent| {
             agent.set(&[shown("a", &[family.victim]), shown("b", &[family.own])]);
-            assert_eq!(account(&ask(&victim, family.victim, family.to)), "a");
+            assert_eq!(account(&settled(&victim, family.victim, family.to)), "a");
             drop(process_of_victim);
             drop(victim);
             node.ip("neighbour flush dev cni0");
@@ -188,13 +188,13 @@ fn a_spoofer_behind_a_cable_of_its_own_completes_no_handshake() {
         silence(&a, "tcp flags rst");
         with_agent(&node, |agent| {
             agent.set(&[shown("a", &[victim]), shown("b", &[own])]);
-            assert_eq!(account(&ask(&a, victim, to)), "a");
+            assert_eq!(account(&settled(&a, victim, to)), "a");
             no_handshake(&b, victim, to);
             // Nor when the victim and the route to it are gone, and its object is still there.
             drop(of_victim);
             drop(a);
             no_handshake(&b, victim, to);
-            assert_eq!(account(&ask(&b, own, to)), "b");
+            assert_eq!(account(&settled(&b, own, to)), "b");
         });
     }
 }
