@@ -196,7 +196,7 @@ pub fn run(args: Args) -> ExitCode {
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(start(args)));
     let Err(err) = started else { return ExitCode::SUCCESS };
-    eprintln!("rolecall emulator: {}", in_full(&err));
+    eprintln!("rolecall emulator: {}", in_full(err.as_ref()));
     match err.downcast_ref::<Error>() {
         Some(Error::Config(_) | Error::Tls { .. }) => ExitCode::from(EXIT_USAGE),
         Some(Error::Listen { .. }) | None => ExitCode::FAILURE,

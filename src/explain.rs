@@ -119,7 +119,7 @@ pub fn run(args: Args) -> ExitCode {
         Ok(rows) if rows.iter().any(|row| row.verdict <= Verdict::Changes) => ExitCode::FAILURE,
         Ok(_) => ExitCode::SUCCESS,
         Err(err) => {
-            eprintln!("error: {}", in_full(&err));
+            eprintln!("error: {}", in_full(err.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -243,7 +243,7 @@ fn renew(
 ) {
     let failed = |error: &anyhow::Error| {
         metrics.reload_failed(what);
-        tracing::error!(error = in_full(error), what, "the old ones are kept");
+        tracing::error!(error = in_full(error.as_ref()), what, "the old ones are kept");
     };
     match read {
         Ok(files) if files.same_as(known) => {}

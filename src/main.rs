@@ -158,7 +158,7 @@ fn serve<F: Future<Output = anyhow::Result<()>>>(
     }
     let ended = block_on(run(Arc::clone(&lines)));
     if let Err(err) = &ended {
-        tracing::error!(error = telemetry::in_full(err), "failed");
+        tracing::error!(error = telemetry::in_full(err.as_ref()), "failed");
     }
     lines.flush(FLUSH);
     match ended {
@@ -209,6 +209,6 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 }
 
 fn failed(err: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {}", telemetry::in_full(err));
+    eprintln!("error: {}", telemetry::in_full(err.as_ref()));
     ExitCode::FAILURE
 }

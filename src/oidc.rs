@@ -23,6 +23,7 @@ use self::keys::PublicKey;
 use self::thumbprint::Server;
 use self::trust_policy::{Subject, Trust};
 use crate::config::{AUDIENCE, Mistakes};
+use crate::telemetry::in_full;
 
 /// `EX_USAGE`: bad usage, as opposed to something that failed.
 const EXIT_USAGE: u8 = 64;
@@ -173,7 +174,7 @@ pub fn run(args: Args) -> ExitCode {
             ExitCode::from(EXIT_USAGE)
         }
         Ok(Err(err)) => {
-            eprintln!("error: {}", fetch::chain(&err));
+            eprintln!("error: {}", in_full(&err));
             ExitCode::FAILURE
         }
         Err(err) => {
@@ -211,10 +212,10 @@ async fn discovery(args: DiscoveryArgs) -> Result<(), Error> {
             match Fetcher::new(ca.as_deref()) {
                 Ok(fetcher) => Some(fetcher),
                 Err(err @ fetch::Error::CaFile { .. }) => {
-                    mistakes.add(format!("--ca-file: {}", fetch::chain(&err)));
+                    mistakes.add(format!("--ca-file: {}", in_full(&err)));
                     None
                 }
-                Err(err) => return Err(Error::Fetcher(fetch::chain(&err))),
+                Err(err) => return Err(Error::Fetcher(in_full(&err))),
             }
         }
         (None, _) => None,
@@ -381,7 +382,7 @@ impl KeyArgs {
                         }
                     }
                 }
-                Err(err) => mistakes.push(format!("--public-key {}: {}", path.display(), fetch::chain(&err))),
+                Err(err) => mistakes.push(format!("--public-key {}: {}", path.display(), in_full(&err))),
             }
         }
         if mistakes.is_empty() { Ok(keys.iter().map(PublicKey::jwk).collect()) } else { Err(mistakes) }

@@ -79,7 +79,7 @@ pub fn run(args: Args) -> ExitCode {
     let found = match found.and_then(|found| print(&found, args.env).map(|()| found)) {
         Ok(found) => found,
         Err(err) => {
-            eprintln!("error: {}", in_full(&err));
+            eprintln!("error: {}", in_full(err.as_ref()));
             return ExitCode::FAILURE;
         }
     };

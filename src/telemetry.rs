@@ -1,6 +1,7 @@
 //! Log and audit lines: JSON, through a bounded queue to a writer thread. A stdout that nobody reads delays no
 //! answer; what does not fit is dropped and counted.
 
+use std::error::Error;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -28,13 +29,17 @@ struct Shared {
     changed: Condvar,
 }
 
-/// An error and its causes in one line. Some libraries' errors have their cause's text in their own; nobody reads it twice.
-pub fn in_full(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !line.ends_with(&cause) {
-            line = if line.is_empty() { cause } else { line + ": " + &cause };
+/// An error and all that caused it, on one line. Some libraries' errors keep their cause for whoever asks, others have its text in
+/// their own; nobody reads it twice.
+pub fn in_full(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.ends_with(&text) {
+            line = line + ": " + &text;
         }
+        cause = error.source();
     }
     line
 }
@@ -172,8 +177,8 @@ mod tests {
     fn a_cause_that_stands_in_its_effects_text_is_not_said_twice() {
         let error =
             anyhow::anyhow!("no such file").context("cannot read a: no such file").context("--kubeconfig a");
-        assert_eq!(in_full(&error), "--kubeconfig a: cannot read a: no such file");
-        assert_eq!(in_full(&anyhow::anyhow!("b").context("a")), "a: b");
+        assert_eq!(in_full(error.as_ref()), "--kubeconfig a: cannot read a: no such file");
+        assert_eq!(in_full(anyhow::anyhow!("b").context("a").as_ref()), "a: b");
     }
 
     struct Channel(mpsc::Sender<Vec<u8>>);

@@ -157,7 +157,7 @@ async fn files_that_are_no_key_are_refused_all_together() {
     assert!(alone.err.contains("name the issuer with --issuer"), "{}", alone.err);
     let nowhere = oidc(&["jwks"]).await;
     assert_eq!(nowhere.code, 1);
-    assert!(nowhere.err.contains("there is no --kubeconfig"), "{}", nowhere.err);
+    assert!(nowhere.err.contains("name the cluster by --kubeconfig"), "{}", nowhere.err);
 }
 
 /// Two keys of an issuer, as a rotation has them, and a way to sign with each.

@@ -19,8 +19,8 @@ use hyper_util::rt::TokioExecutor;
 use tokio::time::timeout;
 
 use super::BaseKeys;
-use crate::oidc::fetch::chain;
 use crate::server::reply::INSTANCE as OURS;
+use crate::telemetry::in_full;
 
 /// One request: these servers are on this machine, or next to it.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -182,7 +182,7 @@ async fn ask(request: http::request::Builder) -> Result<Bytes, String> {
     connector.set_connect_timeout(Some(DEADLINE / 2));
     let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
     let asked = async {
-        let answer = client.request(request).await.map_err(|err| chain(&err))?;
+        let answer = client.request(request).await.map_err(|err| in_full(&err))?;
         if answer.headers().contains_key(OURS) {
             return Err("it is an agent of rolecall, whose credentials would be made of themselves".into());
         }

@@ -14,6 +14,7 @@ use super::jwt::Jwks;
 use super::keys::KeySource;
 use super::policy::TrustPolicy;
 use crate::oidc::documents::ApiServer;
+use crate::telemetry::in_full;
 
 /// What AWS allows a role's `MaxSessionDuration` to be.
 const MAX_SESSION: std::ops::RangeInclusive<Duration> =
@@ -168,7 +169,7 @@ impl Config {
         for issuer in self.issuers.iter_mut().filter(|issuer| issuer.api_server && issuer.url.is_empty()) {
             let asked = ApiServer::ask(issuer.kubeconfig.as_deref()).await;
             let asked = asked
-                .map_err(|err| Mistakes(vec![format!("issuer of the API server: {}", with_cause(&err))]))?;
+                .map_err(|err| Mistakes(vec![format!("issuer of the API server: {}", in_full(&err))]))?;
             issuer.url = asked.issuer;
         }
         Ok(())
@@ -263,14 +264,13 @@ impl IssuerConfig {
             (None, None) if self.api_server => Ok(KeySource::api_server(&url, self.kubeconfig)),
             (Some(_), Some(_)) => Err("jwks and jwks_file exclude each other".to_owned()),
             (Some(jwks), None) => given_keys(&jwks),
-            (None, Some(file)) => KeySource::file(file).map_err(|err| with_cause(&err)),
+            (None, Some(file)) => KeySource::file(file).map_err(|err| in_full(&err)),
             (None, None) => {
                 let default = || format!("{}/.well-known/openid-configuration", url.trim_end_matches('/'));
                 let discovery_url = self.discovery_url.unwrap_or_else(default);
                 match discovery_url.parse::<http::Uri>() {
                     Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) => {
-                        KeySource::discovery(&url, discovery_url, self.ca_file)
-                            .map_err(|err| with_cause(&err))
+                        KeySource::discovery(&url, discovery_url, self.ca_file).map_err(|err| in_full(&err))
                     }
                     _ => Err(format!("discovery_url {discovery_url:?} is not an http or https URL")),
                 }
@@ -390,12 +390,4 @@ fn given_keys(jwks: &serde_json::Value) -> Result<KeySource, String> {
 
 fn issuer_name(url: &str) -> &str {
     url.strip_prefix("https://").unwrap_or(url)
-}
-
-/// An error and what caused it, on one line.
-fn with_cause(err: &dyn std::error::Error) -> String {
-    match err.source() {
-        Some(source) => format!("{err}: {source}"),
-        None => err.to_string(),
-    }
 }

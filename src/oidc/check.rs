@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::documents::{DISCOVERY, algorithms, below};
-use super::fetch::{Fetcher, chain};
+use super::fetch::Fetcher;
+use crate::telemetry::in_full;
 
 /// What whoever verifies tokens would find wrong, and what is only worth knowing.
 #[derive(Default)]
@@ -64,7 +65,7 @@ impl Findings {
         let document = match fetcher.get(url).await {
             Ok(document) => document,
             Err(err) => {
-                self.differs(format!("it cannot be fetched: {}", chain(&err)));
+                self.differs(format!("it cannot be fetched: {}", in_full(&err)));
                 return None;
             }
         };

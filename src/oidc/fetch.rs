@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::telemetry::in_full;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -60,7 +61,7 @@ impl Fetcher {
         let failed = |message: String| Error::Failed { url: url.to_owned(), message };
         let uri = url.parse().map_err(|_| failed("not a URL".to_owned()))?;
         let fetch = async {
-            let answer = self.0.get(uri).await.map_err(|err| failed(chain(&err)))?;
+            let answer = self.0.get(uri).await.map_err(|err| failed(in_full(&err)))?;
             let header = |name| answer.headers().get(name)?.to_str().ok().map(str::to_owned);
             let (status, content_type, location) =
                 (answer.status().as_u16(), header(CONTENT_TYPE), header(LOCATION));
@@ -87,16 +88,4 @@ pub(crate) fn trust_only(path: &Path) -> Result<rustls::ClientConfig, Error> {
         .with_safe_default_protocol_versions()
         .map_err(Error::Tls)?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// An error and all that caused it, on one line: the client's own say `client error (Connect)` and keep the cause
-/// for whoever asks.
-pub(crate) fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        text = format!("{text}: {err}");
-        cause = err.source();
-    }
-    text
 }

@@ -24,9 +24,10 @@ use super::BoundToken;
 use crate::cluster::{Cluster, Error};
 use crate::identity::pods::Pod;
 use crate::issuer::claims::LIFE;
-use crate::oidc::fetch::{chain, trust_only};
+use crate::oidc::fetch::trust_only;
 use crate::role::Claims;
 use crate::role::tags::Tag;
+use crate::telemetry::in_full;
 
 /// Where the issuer answers.
 const PATH: &str = "v1/token";
@@ -147,7 +148,7 @@ impl Issued {
             .header(AUTHORIZATION, own_token(token_file)?)
             .body(Full::new(Bytes::from(body)))
             .map_err(|err| Error::IssuerRefused(err.to_string()))?;
-        let away = |err: &dyn std::error::Error| Error::IssuerAway(chain(err));
+        let away = |err: &dyn std::error::Error| Error::IssuerAway(in_full(err));
         let answer = self.client()?.request(request).await.map_err(|err| away(&err))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
@@ -167,7 +168,7 @@ impl Issued {
         }
         let builder = HttpsConnectorBuilder::new();
         let tls = match &self.door.ca_bundle {
-            Some(path) => builder.with_tls_config(trust_only(path).map_err(|err| wrong(chain(&err)))?),
+            Some(path) => builder.with_tls_config(trust_only(path).map_err(|err| wrong(in_full(&err)))?),
             None => builder.with_native_roots().map_err(|err| wrong(err.to_string()))?,
         };
         let mut tcp = HttpConnector::new();
