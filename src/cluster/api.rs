@@ -26,10 +26,13 @@ use super::node::{Facts, SlimNode};
 use super::slim::SlimPod;
 use super::{Cluster, Error, Verdict, list, review};
 use crate::identity::pods::Pod;
+use crate::telemetry::in_full;
 use crate::token::BoundToken;
 
 /// Whoever waits for an answer has given up long before; a flight that goes on must still end.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// For a list in pieces, all together.
+const LIST: Duration = Duration::from_secs(20);
 /// 250 pods of 100 KiB. The API server is trusted, but a proxy's endless answer should not be our end, nor the pods of a tenant who
 /// makes them large: see [`list::some`].
 const MAX_ANSWER: usize = 32 << 20;
@@ -68,7 +71,10 @@ impl KubeApi {
 
     async fn list_pods(&self) -> Result<Vec<Pod>, Error> {
         let fields = format!("spec.nodeName={}", self.node);
-        let (pods, _) = list::some::<SlimPod>(&self.client, "/api/v1/pods", &fields, false, DEADLINE).await?;
+        let list = list::some::<SlimPod>(&self.client, "/api/v1/pods", &fields, false, DEADLINE);
+        let listed = timeout(LIST, list).await;
+        let (pods, _) = listed
+            .unwrap_or_else(|_| Err(Error::Away("the list of this node's pods takes too long".into())))?;
         Ok(pods.into_iter().filter_map(SlimPod::understood).collect())
     }
 
@@ -279,16 +285,7 @@ pub(super) fn log_safe(text: &str) -> String {
 
 /// An error and its causes in one line; hyper and kube say little at the top.
 pub(super) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    log_safe(&text)
+    log_safe(&in_full(error))
 }
 
 pub(super) fn unsendable(error: kube::core::request::Error) -> Error {

@@ -37,15 +37,20 @@ pub(super) async fn some<T: DeserializeOwned + Clone>(
         let request = request.map_err(api::unsendable)?;
         let list: Option<ObjectList<T>> = api::fetch_unless_too_large(client, request, deadline).await?;
         let Some(list) = list else {
-            if params.limit.is_some() {
-                return Err(Error::Away(format!("{FEW} objects are more than is read")));
-            }
-            params = params.limit(FEW);
+            params = match params.limit {
+                Some(1) => return Err(Error::Away("one object is more than is read".into())),
+                Some(FEW) => params.limit(1),
+                _ => params.limit(FEW),
+            };
             continue;
         };
         objects.extend(list.items);
         match list.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
+            Some(token) => {
+                // Those behind may be small: a tenant can make many of those, too.
+                params.limit = params.limit.map(|limit| (2 * limit).min(PAGE));
+                params = params.continue_token(&token);
+            }
             None => return Ok((objects, list.metadata.resource_version)),
         }
     }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use tokio::time::sleep;
 
 use super::{Error, api};
+
 /// `GET /version` asks nothing of etcd.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// While the API server cannot be reached.

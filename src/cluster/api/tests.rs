@@ -163,10 +163,13 @@ async fn a_list_that_a_tenant_has_made_too_large_is_read_in_pieces() {
                 json!({"metadata": {"name": name, "namespace": "shop", "uid": uid, "resourceVersion": "7"}});
             json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "7", "continue": more}, "items": [pod]})
         };
-        let body = match (uri.contains("limit=3"), uri.contains("continue=more")) {
-            (false, _) => " ".repeat(MAX_ANSWER + 1),
-            (true, false) => page("large", "more").to_string(),
-            (true, true) => page("web", "").to_string(),
+        // What follows is asked for by more, until that is too much again; at last one by one.
+        let limit = uri.split(['?', '&']).find_map(|part| part.strip_prefix("limit="));
+        let body = match (limit, uri.contains("continue=more")) {
+            (Some("3"), false) => page("large", "more").to_string(),
+            (Some("1"), true) => page("web", "").to_string(),
+            (None | Some("3" | "6"), _) => " ".repeat(MAX_ANSWER + 1),
+            other => panic!("{other:?}"),
         };
         log.lock().unwrap().push(uri);
         async { Ok::<_, io::Error>(Response::new(Body::from(body.into_bytes()))) }
@@ -176,7 +179,7 @@ async fn a_list_that_a_tenant_has_made_too_large_is_read_in_pieces() {
     assert_eq!(pods.iter().map(|pod| &*pod.name).collect::<Vec<_>>(), ["large", "web"]);
     let asked = asked.lock().unwrap();
     assert!(
-        asked.len() == 3 && asked.iter().all(|uri| uri.contains("fieldSelector=spec.nodeName")),
+        asked.len() == 5 && asked.iter().all(|uri| uri.contains("fieldSelector=spec.nodeName")),
         "{asked:?}"
     );
     assert!(!asked.iter().any(|uri| uri.contains("resourceVersion=")), "each is a quorum read: {asked:?}");
