@@ -74,8 +74,8 @@ impl Asked<'_> {
                        show whose session it is";
             wrong("session-name", why.into());
         } else if !parts_the_names(self.session_name) {
-            let why = "must part {namespace} from {service-account} by one of _+=,.@ with --sts-mode=assume-role: a hyphen, and what \
-                       becomes one, can be a part of both, and two ServiceAccounts of two namespaces then have one name";
+            let why = "must have {namespace} first, then one of _+=,.@, and one of _+=,@ between {service-account} and {pod} with \
+                       --sts-mode=assume-role: else two ServiceAccounts, or two pods, can have one name";
             wrong("session-name", why.into());
         }
         const NO_TOKEN: &str =
@@ -151,7 +151,7 @@ mod tests {
             assert!(why.starts_with("error: --session-name: must hold"), "{why}");
             config(&[&flag], &KEYS).unwrap();
         }
-        config(&[MODE, ALLOW, "--session-name=a-{namespace}.{service-account}.{pod}"], &KEYS).unwrap();
+        config(&[MODE, ALLOW, "--session-name=a-{namespace}.{service-account}@{pod}"], &KEYS).unwrap();
     }
 
     #[test]
@@ -163,18 +163,22 @@ mod tests {
             "{namespace}{service-account}",
             "{service-account}:{namespace}",
             "{namespace}{cluster}.{service-account}",
+            "{service-account}@{namespace}",
+            "{pod}.{namespace}.{service-account}",
+            "{namespace}.{service-account}.{pod}",
+            "{namespace}.{pod}-{service-account}",
         ] {
             let flags = [MODE, ALLOW, "--cluster-name=c", &names(together)];
             let why = config(&flags, &KEYS).expect_err(together);
-            assert!(why.starts_with("error: --session-name: must part"), "{why}");
+            assert!(why.starts_with("error: --session-name: must have {namespace} first"), "{why}");
             config(&flags[2..], &[]).unwrap();
         }
         for parted in [
             "{namespace}.{service-account}",
-            "{service-account}@{namespace}",
-            "{namespace}-_-{service-account}",
+            "{cluster}-{namespace}_{service-account}",
+            "{namespace}.{pod}+{node}{service-account}",
         ] {
-            config(&[MODE, ALLOW, &names(parted)], &KEYS).expect(parted);
+            config(&[MODE, ALLOW, "--cluster-name=c", &names(parted)], &KEYS).expect(parted);
         }
     }
 

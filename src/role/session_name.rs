@@ -121,19 +121,23 @@ fn is_cut(name: &str) -> bool {
         && name.bytes().skip(MAX - HASH_DIGITS).all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Does something stand between `{namespace}` and `{service-account}` that is in neither name? Both have letters, digits and hyphens, and
-/// a ServiceAccount's has dots as well; what STS does not take becomes a hyphen. Else `team` and `a-b` make the name of `team-a` and `b`.
+/// Does a name by this template tell which namespace, ServiceAccount and pod it is of? A namespace has letters, digits and hyphens, so
+/// it comes first, and what follows it ends it. The two others have dots as well; what STS does not take becomes a hyphen. Else `team`
+/// and `a-b` make the name of `team-a` and `b`.
 pub fn parts_the_names(template: &str) -> bool {
-    let (Some(namespace), Some(account)) = (template.find("{namespace}"), template.find("{service-account}"))
-    else {
+    let after = |name: &str| template.find(name).map(|at| (at, &template[at + name.len()..]));
+    let (Some(namespace), Some(account)) = (after("{namespace}"), after("{service-account}")) else {
         return false;
     };
-    let beside = if namespace < account {
-        template[namespace..].split('}').nth(1).and_then(|rest| rest.split('{').next())
-    } else {
-        template[..namespace].rsplit('}').next()
-    };
-    beside.is_some_and(|literal| literal.contains(|c| "_+=,.@".contains(c)))
+    let pod = after("{pod}");
+    if account.0 < namespace.0 || pod.is_some_and(|pod| pod.0 < namespace.0) {
+        return false;
+    }
+    let ends = namespace.1.starts_with(|c| "_+=,.@".contains(c));
+    let Some(pod) = pod else { return ends };
+    let (first, second) = if account.0 < pod.0 { (account, pod) } else { (pod, account) };
+    let between = &template[template.len() - first.1.len()..second.0];
+    ends && between.contains(|c| "_+=,@".contains(c))
 }
 
 /// Is a name by this template that of the ServiceAccount, and of nobody else? Such a source identity is the word of our issuer, or of an
