@@ -53,15 +53,15 @@ pub(super) fn settings(
 
 /// Why this is no STS's URL, if it is none, as a phrase for the message.
 pub(crate) fn wrong_url(url: &str) -> Option<String> {
+    // The configuration is logged, and this call needs none. Before anything else is said of it.
+    if url.contains('@') {
+        return Some("must not hold a user or password".into());
+    }
     let parsed = super::url::parse(url).filter(|url| {
         matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some_and(|host| !host.is_empty())
     });
     match parsed {
         None => Some(format!("{url:?} is not http(s)://HOST[:PORT][/PATH]")),
-        // The configuration is logged, and this call needs none.
-        Some(url) if url.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
-            Some("must not hold a user or password".into())
-        }
         // The SDK puts its path behind it.
         Some(parsed) if parsed.query().is_some() => Some(format!("{url:?} must end with its path")),
         Some(_) => None,

@@ -42,7 +42,9 @@ pub(super) fn door(
     });
     if parsed.is_none() {
         // Both tokens go there.
-        wrong("issuer-url", format!("{url:?} is not https://HOST[:PORT][/PATH]"));
+        // It may hold a password.
+        let shown = if url.contains('@') { String::new() } else { format!("{url:?} ") };
+        wrong("issuer-url", format!("{shown}is not https://HOST[:PORT][/PATH], without a user"));
     }
     if let Some(Err(err)) = ca_bundle.as_deref().map(trust_only) {
         wrong("issuer-ca-bundle", err.to_string());

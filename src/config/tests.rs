@@ -152,7 +152,9 @@ fn a_region_of_aws_is_in_lower_case_and_one_of_another_sts_as_that_has_it() {
 
 #[test]
 fn a_password_in_the_endpoint_is_refused_and_not_repeated() {
-    let url = Some("https://user:the-password@sts.example.com".into());
-    let err = Config::from_args(Args { sts_endpoint_url: url, ..args() }, |_| None).unwrap_err();
-    assert!(err.0[0].starts_with("--sts-endpoint-url:") && !err.0[0].contains("the-password"), "{err}");
+    for rest in ["", ":99999", "#sts", "?key"] {
+        let url = Some(format!("https://user:the-password@sts.example.com{rest}"));
+        let err = Config::from_args(Args { sts_endpoint_url: url, ..args() }, |_| None).unwrap_err();
+        assert!(err.0[0].starts_with("--sts-endpoint-url:") && !err.0[0].contains("the-password"), "{err}");
+    }
 }

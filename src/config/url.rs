@@ -9,8 +9,7 @@ pub(crate) fn parse(text: &str) -> Option<Uri> {
     let address = authority.rsplit_once('@').map_or(authority, |(_, address)| address);
     let named = address.len() > host.len();
     // A variable that the kubelet knew nothing of, such as that of a Service which is made later: it leaves `$(NAME)` as it is.
-    let filled_in = !host.contains('$');
-    (filled_in && !text.contains('#') && (!named || url.port_u16().is_some())).then_some(url)
+    (!text.contains("$(") && !text.contains('#') && (!named || url.port_u16().is_some())).then_some(url)
 }
 
 #[cfg(test)]
@@ -33,6 +32,7 @@ mod tests {
             "/x",
             "",
             "http://$(X)",
+            "http://x/$(X)",
         ] {
             assert!(parse(bad).is_none(), "{bad}");
         }
