@@ -107,7 +107,7 @@ impl Door {
                             .await;
                     });
                 }
-                // Closed without a word: it could be a PUT, and 503 would be one.
+                // Closed without a word: if it is a PUT, SDKs take 503 for the end of version 2.
                 None => Unadmitted::new(Arc::clone(endpoint), arrival.unasked(), refusal).ended(),
             },
         }

@@ -1,7 +1,7 @@
 //! A connection that is not let in, because its pod has too many or asks too often: what its one request is told.
 //!
 //! SDKs take a PUT that fails with 5xx for the end of version 2, or of their search. A token costs a signature and is kept nowhere, so
-//! that is what a PUT gets here, too. All else is 503: who asks is not found out, which is what would cost something.
+//! that is what a PUT gets here, too. Any other request is 503: who asks is not found out, which is what would cost something.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,6 +19,9 @@ use crate::broker::Trail;
 use crate::identity::Caller;
 use crate::identity::evidence::Known;
 use crate::server::reply::{self, Refusal, RequestError};
+
+/// Seconds. SDKs ask for the next one when the header says that this one ends.
+const UNPROVED: u64 = 60;
 
 /// Such a connection, whose caller is its address and no more.
 pub struct Unadmitted {
@@ -65,14 +68,18 @@ impl Unadmitted {
         }
     }
 
-    /// The token that a PUT is for, by the caller's address: [`Endpoint`] takes such a one from whoever it finds there.
-    fn token<B>(&self, request: &Request<B>) -> Result<(String, u64), Refusal> {
+    /// The token that a PUT is for, by the caller's address: [`Endpoint`] takes such a one from whoever it finds there. Nobody has proved
+    /// that the address is the caller's, so it is good only for the requests that follow at once.
+    fn token(&self, request: &Request<Incoming>) -> Result<(String, u64), Refusal> {
         let question = self.endpoint.read(request)?;
         if question.method != Method::PUT {
             return Err(self.refusal.clone().into());
         }
         match question.ask()? {
-            Ask::Token(ttl) => Ok((self.endpoint.mint(&Known::Address(self.caller.address()), ttl), ttl)),
+            Ask::Token(ttl) => {
+                let ttl = ttl.min(UNPROVED);
+                Ok((self.endpoint.mint(&Known::Address(self.caller.address()), ttl), ttl))
+            }
             Ask::Path(_) => Err(self.refusal.clone().into()),
         }
     }
