@@ -14,6 +14,10 @@ const MOST: u32 = 1000;
 /// # Errors
 /// The part that does not.
 pub(crate) fn common(expression: &str) -> Result<(), String> {
+    // Go knows the cases of all letters, we those of ASCII.
+    if let Some(beyond) = expression.chars().find(|read| !read.is_ascii()) {
+        return Err(format!("{beyond:?}"));
+    }
     let mut rest = expression.chars().peekable();
     // A repetition was read, of which there is no repetition.
     let mut repeated = false;
@@ -200,6 +204,7 @@ mod tests {
             (r"app-1\>", r"\>", Some(false)),
             (r"\<app", r"\<", Some(false)),
             ("(?x)app", "(?x", None),
+            ("(?i)^[^ſ]*$", "'ſ'", Some(false)),
             ("app{1001}", "{1001}", None),
             ("a**", "'*' after a repetition", None),
             ("ap*+", "'+' after a repetition", None),
