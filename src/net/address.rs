@@ -151,8 +151,12 @@ impl Survey {
     /// The link on which somebody else has `ip`, whether we have it too or not.
     #[must_use]
     pub fn theirs(&self, ip: IpAddr) -> Option<String> {
-        let theirs = self.addresses.iter().find(|address| address.ip == ip && !self.is_ours(address))?;
-        Some(link_name(&self.links, theirs.link))
+        // Before Linux 5.18 ours have no mark on `lo`, where no other agent has its own.
+        let name = |address: &Address| link_name(&self.links, address.link);
+        let theirs = |address: &&Address| {
+            address.ip == ip && !self.is_ours(address) && !(ip.is_ipv6() && name(address) == LOOPBACK)
+        };
+        self.addresses.iter().find(theirs).map(name)
     }
 
     /// The link that our addresses are on, or would be on: ours if it exists, else `lo`.
