@@ -26,9 +26,6 @@ impl StsClient {
         // Whether base credentials are a session is known here alone; a plan that stands on another has been cut before.
         let limit = if session_token.is_some() { CHAIN_LIMIT } else { Duration::MAX };
         let duration = plan.session_duration.min(limit);
-        if duration < plan.session_duration {
-            plan.tell_cut(plan.session_duration);
-        }
         let signer = Signer::new(
             &keys.access_key_id,
             keys.secret_access_key.expose_secret(),
@@ -58,7 +55,12 @@ impl StsClient {
             .interceptor(clock.clone())
             .config_override(self.of_plan(plan).credentials_provider(signer));
         match call.send().await {
-            Ok(output) => Answer::from(output).credentials(duration, clock.date()),
+            Ok(output) => {
+                if duration < plan.session_duration {
+                    plan.tell_cut(plan.session_duration);
+                }
+                Answer::from(output).credentials(duration, clock.date())
+            }
             Err(err) => {
                 // A user's own keys have no token.
                 let secret = session_token.unwrap_or(keys.secret_access_key.expose_secret());
