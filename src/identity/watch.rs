@@ -58,7 +58,7 @@ fn remark(pod: &Pod, web_identity: bool, imds: bool) -> Option<&'static str> {
     } else if pod.prefers_web_identity {
         Some("the pod has IRSA's variables beside ours: SDKs prefer them, and do not ask here")
     // The host's packets are not redirected, so such a pod could not ask here anyway.
-    } else if imds && web_identity && !pod.host_network {
+    } else if imds && web_identity && !pod.asks && !pod.host_network {
         Some("the pod has IRSA's variables: SDKs prefer them to instance metadata, and do not ask here")
     } else {
         None
