@@ -1,4 +1,4 @@
-//! `rolecall explain --as kube2iam|kiam`: each pod of a cluster, with the role that it has today and the one that it would get from us.
+//! `rolecall explain --as kube2iam|kiam|kiam3`: each pod of a cluster, with the role that it has today and the one that it would get from us.
 //!
 //! It reads, and changes nothing. Ours is what the agent itself makes of the same objects and flags; what IAM makes of it (does the
 //! role trust the ServiceAccount?) is not in the cluster to be read.

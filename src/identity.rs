@@ -356,7 +356,7 @@ impl Identity {
     async fn vouched(&self, caller: &Caller, uid: &PodUid, deadline: Instant) -> Result<AttestedPod, Error> {
         let address = caller.address();
         let agree = |mine, others| agree(address, uid, mine, others);
-        // A list that is younger than the connection may be hours older than its first request.
+        // A list that is younger than the connection may be older than this request, and what has happened since is not in it.
         let pod = self.agreed(address, uid, Instant::now(), deadline, agree).await?;
         Ok(AttestedPod::new(pod, Proof::Kernel))
     }
