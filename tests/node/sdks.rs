@@ -95,12 +95,13 @@ fn every_sdk_gets_over_an_sts_that_fails_twice() {
     });
 }
 
+/// Three tries of 0.9 s must do: the pauses between Rust's are random, and may be nothing.
 #[test]
-fn every_sdk_gets_over_an_sts_that_takes_three_seconds_with_one_call() {
+fn every_sdk_gets_over_an_sts_that_takes_longer_than_two_tries_with_one_call() {
     on_the_node("slow", async |case| {
         let pods = a_pod_each(case).await;
         for sdk in sdk::programs() {
-            case.fault(&sdk.name, Fault { delay_ms: 3000, ..Fault::default() });
+            case.fault(&sdk.name, Fault { delay_ms: 2500, ..Fault::default() });
         }
         for (sdk, output) in identities(&environment(case).full_uri(IPV4), its_own(&pods)) {
             has_identity(sdk, &output, &session_arn(case.namespace, &sdk.name));
